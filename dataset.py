@@ -1,0 +1,212 @@
+"""CIFAR-100 and a generated stand-in, held on the device as uint8; augmentation and batches are tensor work there.
+
+What is random in a batch follows from (seed, epoch, step) alone, so a run can be repeated, resumed or shared between
+processes without keeping any generator's state.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.datasets import CIFAR100
+
+NUM_CLASSES = 100
+SIZE = 32
+PADDING = 4
+MEAN = (0.5071, 0.4866, 0.4409)
+STD = (0.2675, 0.2565, 0.2761)
+EVAL_BATCH = 500
+
+
+class DataError(OSError):
+    """The data cannot be had. The message is one line and says what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------- augmentation
+
+
+def augment(images, offsets, flips):
+    """Zero-pad by 4, crop 32x32, flip: torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip, batched.
+
+    images: (n, 32, 32, 3) uint8. offsets: (n, 2) int64 in 0..8, row and column of the crop in the padded image.
+    flips: (n,) bool, mirror after cropping. Returns (n, 32, 32, 3) uint8.
+    """
+    padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    span = torch.arange(SIZE, device=images.device)
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    rows = offsets[:, 0, None] + span
+    columns = offsets[:, 1, None] + torch.where(flips[:, None], SIZE - 1 - span, span)
+    return padded[sample, rows[:, :, None], columns[:, None, :]]
+
+
+def normalize(images, mean, std):
+    """(n, 32, 32, 3) uint8 -> (n, 3, 32, 32) float32, channels last in memory, (x / 255 - mean) / std per channel."""
+    return (images.float().div_(255).sub_(mean).div_(std)).permute(0, 3, 1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------- splits
+
+
+@dataclass
+class Split:
+    """A set of images on one device."""
+
+    images: torch.Tensor  # (n, 32, 32, 3) uint8
+    labels: torch.Tensor  # (n,) int64
+    indices: torch.Tensor  # (n,) int64: each image's place in the data set's own order
+
+    def __post_init__(self):
+        self.mean = torch.tensor(MEAN, device=self.images.device)
+        self.std = torch.tensor(STD, device=self.images.device)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def training_batches(self, batch_size, seed, epoch):
+        """An epoch of (images, labels, indices): each image once, in random order, augmented and normalised.
+
+        Images (m, 3, 32, 32) float32; the last batch holds what is left. The order, crops and flips follow from
+        (seed, epoch).
+        """
+        rng = np.random.default_rng((seed, epoch, 0))
+        n, device = len(self), self.images.device
+        order = torch.from_numpy(rng.permutation(n)).to(device)
+        offsets = torch.from_numpy(rng.integers(0, 2 * PADDING + 1, (n, 2))).to(device)
+        flips = torch.from_numpy(rng.random(n) < 0.5).to(device)
+        for chosen, crop, flip in zip(*(draw.split(batch_size) for draw in (order, offsets, flips))):
+            images = normalize(augment(self.images[chosen], crop, flip), self.mean, self.std)
+            yield images, self.labels[chosen], self.indices[chosen]
+
+    def evaluation_batches(self):
+        """(images, labels) in order, normalised only."""
+        for images, labels in zip(self.images.split(EVAL_BATCH), self.labels.split(EVAL_BATCH)):
+            yield normalize(images, self.mean, self.std), labels
+
+    def __getitem__(self, chosen):
+        """The Split of the images at int64 positions or a slice `chosen`."""
+        return Split(self.images[chosen], self.labels[chosen], self.indices[chosen])
+
+
+def holdout_positions(labels, n, seed):
+    """n of the images, each class in its share, fixed by the seed. labels: (N,) numpy ints. Returns a (N,) bool mask.
+
+    Every image gets its place within its class, in random order, as a fraction of the class; the n smallest go.
+    """
+    rng = np.random.default_rng((seed, 0, 2))
+    fraction = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        fraction[rng.permutation(members)] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[np.argsort(fraction)[:n]] = True
+    return chosen
+
+
+@dataclass
+class Data:
+    train: Split
+    val: Split  # what the best epoch is chosen on: the test images, or with a holdout the images kept apart
+    test: Split | None  # the test images where there is a holdout, else None
+    train_size: int  # images the training set had before any were held out: the range of `train.indices`
+
+
+def load(dataset, root, device, train_limit=None, val_limit=None, holdout=0, seed=0):
+    """The data of a run, on `device`.
+
+    dataset: "cifar100" (from `root`, downloaded there if need be) or "synthetic". train_limit, val_limit: only the
+    first so many training and test images. holdout: so many training images, stratified, are kept apart as `val`.
+    Raises DataError where CIFAR-100 is neither in `root` nor to be downloaded.
+    """
+    if dataset == "synthetic":
+        train, test = synthetic(train_limit or 50_000, "train"), synthetic(val_limit or 10_000, "test")
+    else:
+        train, test = cifar100(root)
+    train, test = (
+        Split(
+            torch.from_numpy(images[:limit]).to(device),
+            torch.from_numpy(labels[:limit]).to(device),
+            torch.arange(len(labels[:limit]), device=device),
+        )
+        for (images, labels), limit in ((train, train_limit), (test, val_limit))
+    )
+    if not holdout:
+        return Data(train, test, None, len(train))
+    apart = torch.from_numpy(holdout_positions(train.labels.cpu().numpy(), holdout, seed)).to(device)
+    return Data(train[~apart], train[apart], test, len(train))
+
+
+# -------------------------------------------------------------------------------------------------------- CIFAR-100
+
+
+def cifar100(root):
+    """((images, labels) of training, of test): (n, 32, 32, 3) uint8 and (n,) int64, md5-checked by torchvision.
+
+    Downloads what is missing. Raises DataError.
+    """
+    try:
+        train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))
+    except Exception as e:  # torchvision lets URLError, HTTPError, RuntimeError, PermissionError, ... through
+        folder = Path(root) / CIFAR100.base_folder
+        found = "there is incomplete, altered or unreadable" if folder.exists() else "is not there"
+        raise DataError(
+            f"CIFAR-100 was looked for in {folder} and {found}, and downloading it failed "
+            f"({str(e).splitlines()[0] if str(e) else type(e).__name__}). "
+            f"Get {CIFAR100.url} by hand and unpack it in {root}, or name another folder with --data-root, "
+            f"or try --dataset synthetic, which needs nothing."
+        ) from e
+    return [(split.data, np.array(split.targets, dtype=np.int64)) for split in (train, test)]
+
+
+# -------------------------------------------------------------------------------------------------------- synthetic
+
+
+def synthetic(n, which):
+    """n generated images of 100 classes, always the same: (n, 32, 32, 3) uint8 and (n,) int64 labels.
+
+    which: "train" or "test". The first images of a longer set are those of a shorter one. Made so that the networks of
+    this repository differ on it: 20 groups of 5 look-alike classes, each a smooth colour pattern; an image is its
+    class's pattern turned, scaled, shifted and dimmed, blended with a random other class's and covered by noise.
+    """
+    patterns, chunk = synthetic_patterns(), 1000
+    parts = [synthetic_chunk(patterns, chunk, ("train", "test").index(which), i) for i in range(-(-n // chunk))]
+    images, labels = (np.concatenate(column) for column in zip(*parts))
+    return images[:n], labels[:n]
+
+
+def synthetic_chunk(patterns, n, *seed):
+    """n images (a multiple of 100) and their labels; every hundred holds each class once."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permuted(np.tile(np.arange(NUM_CLASSES), (n // NUM_CLASSES, 1)), axis=1).ravel()
+    own = place(patterns[labels], rng)
+    other = place(patterns[rng.integers(0, NUM_CLASSES, n)], rng)
+    share = torch.from_numpy(rng.uniform(0, 0.35, (n, 1, 1, 1)).astype(np.float32))
+    contrast = torch.from_numpy(rng.uniform(0.5, 1.2, (n, 1, 1, 1)).astype(np.float32))
+    noise = torch.from_numpy(rng.standard_normal((n, 3, SIZE, SIZE), dtype=np.float32))
+    pixels = 128 + 55 * contrast * torch.lerp(own, other, share) + 12 * noise
+    return pixels.clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy(), labels
+
+
+def synthetic_patterns():
+    """(100, 3, 48, 48) float32, about unit variance: what a class's images have in common."""
+    rng = np.random.default_rng(100)
+
+    def smooth(count, cells):
+        grid = torch.from_numpy(rng.standard_normal((count, 3, cells, cells), dtype=np.float32))
+        return F.interpolate(grid, size=(48, 48), mode="bicubic", align_corners=True)
+
+    groups = smooth(20, 5).repeat_interleave(5, dim=0)
+    patterns = groups + smooth(NUM_CLASSES, 8)
+    return patterns / patterns.std()
+
+
+def place(patterns, rng):
+    """Each (3, 48, 48) pattern seen through its own 32x32 window: turned, scaled and shifted at random."""
+    n = len(patterns)
+    angle, scale = rng.uniform(-0.5, 0.5, n), rng.uniform(0.5, 0.8, n)
+    shift = rng.uniform(-0.25, 0.25, (n, 2))
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    theta = np.stack([c, -s, shift[:, 0], s, c, shift[:, 1]], axis=1).reshape(n, 2, 3).astype(np.float32)
+    grid = F.affine_grid(torch.from_numpy(theta), (n, 3, SIZE, SIZE), align_corners=False)
+    return F.grid_sample(patterns, grid, padding_mode="reflection", align_corners=False)

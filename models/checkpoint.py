@@ -1,0 +1,58 @@
+"""Reading weights from disk: ours, and those that other projects released for the same networks."""
+
+import pickle
+from pathlib import Path
+
+import torch
+
+
+class CheckpointError(ValueError):
+    """A file that does not hold the weights it should. The message is one line and says what to do."""
+
+
+def read_checkpoint(path):
+    """Read a checkpoint without running any code in it.
+
+    Returns a dict with at least `state_dict` (name -> CPU tensor). Our own checkpoints also say `arch`, `epoch`, `acc`
+    and the `settings` of their run. Weights may lie under `state_dict`, under `model` (as other projects release
+    them) or be the whole file; a `module.` before every name (left by DataParallel) is taken off.
+    Raises CheckpointError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        if "Unsupported global" in str(e) or "GLOBAL" in str(e):
+            raise CheckpointError(f"{path}: holds more than weights (objects that would run code), not loaded") from e
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one") from e
+    except Exception as e:  # torch reports damage as RuntimeError, EOFError, KeyError, ValueError and others
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({type(e).__name__})") from e
+
+    content = content if isinstance(content, dict) else {}
+    state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
+    if not isinstance(state_dict, dict) or not state_dict or not all(map(torch.is_tensor, state_dict.values())):
+        raise CheckpointError(f"{path}: holds no weights (neither `state_dict` nor `model`)")
+    if all(name.startswith("module.") for name in state_dict):
+        state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    extra = {} if state_dict is content else content
+    return {**extra, "state_dict": state_dict}
+
+
+def num_classes(state_dict):
+    """The class count of a network's state dict: the rows of its one matrix, the classifier (None without one)."""
+    return next((tensor.shape[0] for tensor in state_dict.values() if tensor.ndim == 2), None)
+
+
+def load_strict(model, state_dict, arch, path):
+    """model.load_state_dict(strict=True) that says in one line what does not fit. Raises CheckpointError."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in state_dict]
+    unknown = [name for name in state_dict if name not in own]
+    reshaped = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
+    for what, names in (("without", missing), ("with a foreign", unknown), ("with another shape of", reshaped)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(f"{path}: not the weights of {arch}, {what} {names[0]}{more}")
+    model.load_state_dict(state_dict)

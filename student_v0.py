@@ -1,0 +1,321 @@
+"""Distil a student from a trained teacher, each batch reduced by uncertainty-aware mixup (UNIX, arXiv 2012.09413).
+
+    python student_v0.py --teacher-path ./experiments/teacher_wrn_40_2/ --student-arch wrn_16_2
+    python student_v0.py --teacher-path ... --student-arch ... --strategy 0 --k 64 --b 64 --w 1000    ordinary KD
+
+Writes experiments/v0_student_<student>_teacher_<teacher>-<ckpt>_strategy..., see run.py, and there counter.npy,
+(epochs, 50000) uint8: whether each training image was among the b most uncertain of its batch in an epoch (among the
+first b of the random ranking with strategy 0). The same command, given again, resumes an interrupted run.
+"""
+
+import io
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import dataset
+from cost import forward_macs, training_macs
+from losses import FEATURE_LOSSES, OTHER_WEIGHT, check_features, kd_loss, mixed_cross_entropy
+from models import CheckpointError, load_model, model_dict
+from run import Run, arch_in_name, describe, differences, file_sha256, find_checkpoint, write_file
+from selector import ENTROPY, LEAST_CONFIDENCE, MARGIN, Selector, draw_mixing, uncertainty
+from utils import (
+    Meters,
+    Parser,
+    Progress,
+    add_shared_flags,
+    autocast,
+    check_shared_flags,
+    choose_device,
+    choose_precision,
+    correct,
+    entry,
+    evaluate,
+    final_test,
+    learning_rate,
+    number,
+)
+
+# ----------------------------------------------------------------------------------------------------------- flags
+
+
+def flags():
+    parser = Parser(__doc__)
+    # fmt: off
+    networks = parser.add_argument_group("networks")
+    add = networks.add_argument
+    add("--teacher-path", type=Path, default=Path("experiments/teacher_resnet32x4"), metavar="DIR",
+        help="the teacher's folder, with ckpt/ in it (./experiments/teacher_resnet32x4)")
+    add("--teacher-ckpt", default="best", metavar="WORD",
+        help="which of its checkpoints: the one whose name holds this word, such as best, last or 240 (best)")
+    add("--teacher-arch", choices=model_dict, metavar="NAME",
+        help="for a teacher whose checkpoint and folder name do not say it (what they say)")
+    add("--student-arch", choices=model_dict, default="resnet8x4", metavar="NAME",
+        help=f"(resnet8x4) {', '.join(model_dict)}")
+
+    method = parser.add_argument_group("method (defaults: the paper's)")
+    add = method.add_argument
+    add("--strategy", type=int, choices=range(4), default=ENTROPY,
+        help="uncertainty: 0 random, 1 least confidence, 2 margin, 3 entropy (3)")
+    add("--k", type=number(int, 1), default=48, help="images of a batch that are kept for teacher and student (48)")
+    add("--b", type=number(int, 1), default=32, help="rank at which mixing reaches half its strength (32)")
+    add("--w", type=number(float, 0), default=10.0,
+        help="steepness of the mixing over the ranks (10, as in every published run; 1000 is a step at b)")
+    add("--T", type=number(float, above=0), default=4.0, help="temperature of the distillation loss (4)")
+    add("--kd-weight", type=number(float, 0), default=1.0, help="of the distillation loss (1)")
+    add("--ce-weight", type=number(float, 0), default=0.0,
+        help="of the cross-entropy with the mixed labels (0: the published runs learn from the teacher alone)")
+    add("--other-distill", choices=FEATURE_LOSSES,
+        help=f"a feature loss on top, weighted {OTHER_WEIGHT['AT']} (AT) or {OTHER_WEIGHT['SP']} (SP) (none)")
+    add_shared_flags(parser)
+    # fmt: on
+    return parser
+
+
+def check_flags(parser, args):
+    check_shared_flags(parser, args)
+    for flag in ("k", "b"):
+        if getattr(args, flag) > args.batch_size:
+            parser.error(f"argument --{flag}: {getattr(args, flag)} is more than --batch-size {args.batch_size}")
+    if not (args.kd_weight or args.ce_weight or args.other_distill):
+        parser.error(
+            "argument --kd-weight: with 0, --ce-weight 0 and no --other-distill there is nothing to learn from"
+        )
+    if not re.fullmatch(r"[\w.-]+", args.teacher_ckpt):
+        parser.error(f"argument --teacher-ckpt: a word from a checkpoint's name, not {args.teacher_ckpt!r}")
+
+
+# --------------------------------------------------------------------------------------------------------- teacher
+
+
+def load_teacher(parser, args):
+    """(teacher in eval mode, its checkpoint with "arch", the file's path). Raises CheckpointError."""
+    path = find_checkpoint(args.teacher_path, args.teacher_ckpt)
+    teacher, checkpoint = load_model(path, arch_in_name(args.teacher_path) or args.teacher_arch)
+    if args.teacher_arch not in (None, checkpoint["arch"]):
+        parser.error(f"argument --teacher-arch: {path} holds {checkpoint['arch']}, not {args.teacher_arch}")
+    if checkpoint.get("kind") == "student":
+        raise CheckpointError(
+            f"{path}: a distilled student, not a teacher; --teacher-path takes a folder of teacher.py"
+        )
+    classes = checkpoint["num_classes"]
+    if classes != dataset.NUM_CLASSES:
+        raise CheckpointError(f"{path}: a network of {classes} classes, but {args.dataset} has {dataset.NUM_CLASSES}")
+    return teacher, checkpoint, path
+
+
+def warn_of_seen_holdout(args, teacher_settings):
+    """A teacher that trained on the images held out here makes the choice of the best epoch less honest: say so."""
+    split = ("dataset", "train_limit", "holdout", "seed")
+    if args.holdout and any(teacher_settings.get(flag) != getattr(args, flag) for flag in split):
+        print(
+            "warning: the teacher was not trained with the same --holdout, --seed and data: it may have seen images "
+            "held out here, and its accuracy on them means little"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- method
+
+
+class Distiller:
+    """The training step: score, select and mix, learn."""
+
+    def __init__(self, student, teacher, optimizer, selector, cast, args):
+        self.student, self.teacher, self.optimizer = student, teacher, optimizer
+        self.selector, self.cast, self.args = selector, cast, args
+
+    def step(self, images, labels, lam, partner, centres):
+        """Train on one batch.
+
+        images: (n, 3, 32, 32) float32. labels: (n,) int64. lam: () and partner: (n,), this step's share of
+        draw_mixing. centres: (100, D) pooled student features of the classes, or None.
+        Returns the Selection and {name: (m,) tensor of a statistic of m samples}, nothing of it on the host.
+        """
+        # 1. score: the student sees the whole batch, in train mode, without gradient
+        scores, scored_features = None, None
+        if self.selector.needs_scores:
+            with torch.no_grad(), self.cast():
+                scored_features, scores = self.student(images, is_feat=True)
+
+        # 2. rank, mix, keep k
+        selection = self.selector(images, scores, lam, partner)
+        k = len(selection.images)
+        kept, dropped = selection.rank[:k], selection.rank[k:]
+
+        # 3. learn from the teacher on what is kept
+        with torch.no_grad(), self.cast():
+            teacher_features, teacher_logits = self.teacher(selection.images, is_feat=True)
+        with self.cast():
+            features, logits = self.student(selection.images, is_feat=True)
+        loss = self.args.kd_weight * kd_loss(logits, teacher_logits, self.args.T)
+        if self.args.ce_weight:
+            mixed = mixed_cross_entropy(logits, labels[kept], labels[selection.partner], selection.mask)
+            loss = loss + self.args.ce_weight * mixed
+        if self.args.other_distill:
+            name = self.args.other_distill
+            loss = loss + OTHER_WEIGHT[name] * FEATURE_LOSSES[name](features, teacher_features)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+        # statistics: the student on the raw images where it scored them, else on the (all but raw) kept ones
+        stats = {"train/loss": loss.expand(k), "train/acc": correct(logits, labels[kept])}
+        stats |= confidences("train/t", teacher_logits)
+        if scores is not None:
+            stats |= confidences("train/s_select", scores[kept])
+            stats |= confidences("train/s_else", scores[dropped])
+            stats |= confidences("train/s_all", scores)
+        else:
+            stats |= confidences("train/s_select", logits)
+            if len(dropped) == 0:
+                stats |= confidences("train/s_all", logits)
+        if centres is not None:
+            pooled = features[-1] if scored_features is None else scored_features[-1][kept]
+            stats["train/center_dist"] = (pooled.float() - centres[labels[kept]]).norm(dim=1)
+        return selection, stats
+
+
+def confidences(name, logits):
+    """{name_confidence: max p, name_margin: p_1 - p_2, name_entropy: in nats}, each (n,). logits: (n, C)."""
+    logits = logits.detach()
+    return {
+        f"{name}_confidence": 1 - uncertainty(logits, LEAST_CONFIDENCE),
+        f"{name}_margin": -uncertainty(logits, MARGIN),
+        f"{name}_entropy": uncertainty(logits, ENTROPY),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- program
+
+
+def main(argv=None):
+    # flags
+    parser = flags()
+    args = parser.parse_args(argv)
+    check_flags(parser, args)
+    device = choose_device(parser, args.gpu_id)
+    precision = choose_precision(args.precision, device)
+    cast = autocast(device, precision)
+
+    # set-up
+    teacher, checkpoint, teacher_file = load_teacher(parser, args)
+    torch.manual_seed(args.seed)
+    student = model_dict[args.student_arch](num_classes=dataset.NUM_CLASSES)
+    check_pairing(parser, args.other_distill, student, teacher)
+    data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit, args.holdout, args.seed)
+    teacher = teacher.to(device, memory_format=torch.channels_last)
+    student = student.to(device, memory_format=torch.channels_last)
+    _, teacher_acc, _ = evaluate(teacher, data.val, cast)
+    print(f"teacher {checkpoint['arch']} ({teacher_file}): {teacher_acc:.2f} % on the validation images")
+    warn_of_seen_holdout(args, checkpoint.get("settings", {}))
+    optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
+    distiller = Distiller(student, teacher, optimizer, selector, cast, args)
+    run = Run(
+        args.experiments / run_name(parser, args, checkpoint["arch"]),
+        describe(
+            args,
+            device,
+            precision,
+            teacher_arch=checkpoint["arch"],
+            teacher_acc=teacher_acc,
+            teacher_file=str(teacher_file),
+            teacher_sha256=file_sha256(teacher_file),
+        ),
+        "student",
+        args.student_arch,
+        args.fresh,
+    )
+    if run.finished:
+        return run.summarize()
+    extra = run.restore(student, optimizer)
+    counter = extra.get("counter", torch.zeros(args.epoch, data.train_size, dtype=torch.uint8))
+    centres = extra.get("centres")
+    centres = None if centres is None else centres.to(device)
+
+    # training
+    progress = Progress("train/", args.epoch, len(data.train), len(run.rows))
+    for epoch in range(len(run.rows) + 1, args.epoch + 1):
+        start = time.monotonic()
+        optimizer.param_groups[0]["lr"] = learning_rate(args, epoch)
+        student.train()
+        meters, queries = Meters(), 0
+        counted = torch.zeros(data.train_size, dtype=torch.uint8, device=device)
+        lam, partner = draw_mixing(len(data.train), args.batch_size, np.random.default_rng((args.seed, epoch, 1)))
+        mixing = zip(lam.to(device), partner.to(device).split(args.batch_size))
+        batches = data.train.training_batches(args.batch_size, args.seed, epoch)
+        for (images, labels, indices), (step_lam, step_partner) in zip(batches, mixing):
+            selection, stats = distiller.step(images, labels, step_lam, step_partner, centres)
+            for name, values in stats.items():
+                meters.add(name, values)
+            counted[indices[selection.rank[: args.b]]] = 1
+            queries += len(selection.images)
+            progress.step(len(images), meters)
+        row = meters.means()
+        trained = time.monotonic()
+        row["val/cls_loss"], row["val/cls_acc"], centres = evaluate(student, data.val, cast)
+        row |= {
+            "lr": learning_rate(args, epoch),
+            "train_seconds": trained - start,
+            "val_seconds": time.monotonic() - trained,
+            "teacher_queries": queries,
+        }
+        counter[epoch - 1] = counted.cpu()
+        save_counter(run.folder / "counter.npy", counter)
+        run.end_epoch(student, optimizer, row, {"counter": counter, "centres": centres})
+        progress.epoch(row, run.best["val/cls_acc"])
+    progress.close()
+
+    # result
+    fs, ft = forward_macs(args.student_arch), forward_macs(checkpoint["arch"])
+    queries = sum(row["teacher_queries"] for row in run.rows)
+    drawn = len(data.train) * args.epoch
+    macs = training_macs(fs, ft, trained=queries, scored=drawn if selector.needs_scores else 0)
+    run.finish(
+        len(data.train),
+        **final_test(run, student, data.test, cast),
+        teacher_acc=teacher_acc,
+        teacher_queries=queries,
+        student_macs=fs,
+        teacher_macs=ft,
+        train_macs=macs,
+        computation=macs / training_macs(fs, ft, trained=drawn),
+    )
+    run.summarize()
+
+
+def check_pairing(parser, other_distill, student, teacher):
+    """Exits with code 2 where the feature loss cannot pair the two networks."""
+    image = torch.zeros(1, 3, dataset.SIZE, dataset.SIZE)
+    with torch.no_grad():
+        features = [network.eval()(image, is_feat=True)[0] for network in (student, teacher)]
+    try:
+        check_features(other_distill, *features)
+    except ValueError as e:
+        parser.error(f"argument --other-distill: {e}")
+
+
+def run_name(parser, args, teacher_arch):
+    """The folder's name: students, teacher and method always, every other setting where it is not the default."""
+    teacher = args.teacher_path.resolve().name.removeprefix("teacher_")
+    if not teacher.startswith(teacher_arch):
+        teacher = f"{teacher_arch}_{teacher}"
+    named = {"teacher_path", "teacher_ckpt", "teacher_arch", "student_arch", "strategy", "k", "b", "w", "seed"}
+    return (
+        f"v0_student_{args.student_arch}_teacher_{teacher}-{args.teacher_ckpt}_strategy{args.strategy}"
+        f"_k{args.k}_b{args.b}_w{args.w:g}_seed{args.seed}{differences(parser, args, named)}"
+    )
+
+
+def save_counter(path, counter):
+    """counter: (epochs, training images) uint8."""
+    buffer = io.BytesIO()
+    np.save(buffer, counter.numpy())
+    write_file(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,24 @@
+"""cost.py against the published column of the computation and the counting behind it."""
+
+import pytest
+
+from cost import forward_macs, training_macs
+
+PUBLISHED = {  # teacher student: computation relative to KD in percent, k 48 of 64
+    "vgg13 MobileNetV2": 77.49, "ResNet50 MobileNetV2": 75.57, "ResNet50 vgg8": 81.43, "resnet32x4 ShuffleV1": 78.43,
+    "resnet32x4 ShuffleV2": 78.92, "wrn_40_2 ShuffleV1": 84.79, "wrn_40_2 wrn_16_2": 94.06, "wrn_40_2 wrn_40_1": 91.88,
+    "resnet56 resnet20": 94.76, "resnet32x4 resnet8x4": 87.32, "vgg13 vgg8": 95.10, "vgg16 vgg8": 91.29,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", PUBLISHED)
+def test_published_computation(pair):
+    ft, fs = map(forward_macs, pair.split())
+    unix = training_macs(fs, ft, trained=48, scored=64)
+    assert 100 * unix / training_macs(fs, ft, trained=64) == pytest.approx(PUBLISHED[pair], abs=0.35)
+
+
+def test_counting():
+    assert training_macs(10, 100, trained=3, scored=4) == 3 * (100 + 20) + 4 * 10
+    assert training_macs(10, trained=3) == 60
+    assert training_macs(10, 100, trained=3, scored=4, backward=2) == 3 * (100 + 30) + 4 * 10

@@ -1,0 +1,403 @@
+"""The two programs end to end, on synthetic data."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, ROOT
+from torchvision.datasets import CIFAR100
+
+import student_v0
+import teacher
+from models import load_model, model_dict
+from selector import Selector
+
+KD = "--strategy 0 --k 64 --b 64 --w 1000"
+STATISTICS = {
+    f"train/{group}_{measure}"
+    for group in ("s_select", "s_else", "s_all", "t")
+    for measure in ("confidence", "margin", "entropy")
+} | {"train/acc", "train/loss", "train/center_dist"}  # fmt: skip
+
+
+def distil(trained_teacher, experiments, *flags, quick=QUICK):
+    """Run student_v0.py in this process; returns the run's folder."""
+    before = set(experiments.glob("v0_*"))
+    arguments = ["--teacher-path", str(trained_teacher), "--student-arch", "resnet8", "--experiments", str(experiments)]
+    student_v0.main([*arguments, *quick.split(), *(word for flag in flags for word in flag.split())])
+    (folder,) = set(experiments.glob("v0_*")) - before
+    return folder
+
+
+def read(folder):
+    with (folder / "metrics.csv").open() as f:
+        metrics = list(csv.DictReader(f))
+    return json.loads((folder / "result.json").read_text()), metrics
+
+
+def scalars(folder):
+    """{tag: [(step, value), ...]} of the TensorBoard files, read by their own format: protobuf records."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in sorted((folder / "events").iterdir()):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+            content = content[16 + length :]
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------- learning
+
+
+def test_learning_happens(tmp_path, capsys):
+    """Chance is 1 %, with a standard error of 0.3 points on 1000 images; 8 % is more than twenty of those above.
+    (Measured: teacher 18 %, students 12 % and more.)"""
+    quick = "--dataset synthetic --train-limit 3000 --val-limit 1000 --epoch 3 --milestones 2 --gpu-id -1"
+    teacher.main(["--arch", "resnet8", *quick.split(), "--experiments", str(tmp_path)])
+    (folder,) = tmp_path.iterdir()
+    teacher_result, metrics = read(folder)
+    assert teacher_result["best_acc"] > 8
+    assert [float(row["lr"]) for row in metrics] == pytest.approx([0.05, 0.05, 0.005])
+    for flags in ((), (KD,), ("--kd-weight 0 --ce-weight 1",)):
+        result, metrics = read(distil(folder, tmp_path, *flags, quick=quick))
+        assert result["best_acc"] > 8 and result["last_acc"] > 8
+        assert result["teacher_acc"] == pytest.approx(teacher_result["best_acc"], abs=0.2)  # rounding of bf16
+        assert float(metrics[0]["train/loss"]) > float(metrics[-1]["train/loss"])
+    assert f"{teacher_result['best_acc']:.2f} % on the validation images" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------- what is written
+
+
+def test_teacher_files(trained_teacher):
+    assert trained_teacher.name == (
+        "teacher_resnet8_epoch2_milestones1_datasetsynthetic_trainlimit640_vallimit200_precisionfp32"
+    )
+    result, metrics = read(trained_teacher)
+    accuracies = [float(row["val/cls_acc"]) for row in metrics]
+    assert result["best_acc"] == max(accuracies) and result["last_acc"] == accuracies[-1] and result["epochs"] == 2
+    assert result["best_epoch"] == accuracies.index(max(accuracies)) + 1
+    events = scalars(trained_teacher)
+    assert set(events) == {"train/cls_loss", "train/cls_acc", "val/cls_loss", "val/cls_acc"}
+    for tag, values in events.items():
+        assert [step for step, _ in values] == [1, 2]
+        assert [value for _, value in values] == pytest.approx([float(row[tag]) for row in metrics], rel=1e-5)
+    names = sorted(path.name for path in (trained_teacher / "ckpt").iterdir())
+    assert names == ["001.pth", "002.pth", "best.pth", "last.pth"]
+    assert load_model(trained_teacher / "ckpt" / "best.pth")[1]["arch"] == "resnet8"
+    config = json.loads((trained_teacher / "config.json").read_text())
+    assert config["settings"]["lr"] == 0.05 and config["precision"] == "fp32"
+    assert config["versions"]["torch"] == torch.__version__
+
+
+def test_student_files_of_unix(trained_teacher, tmp_path):
+    folder = distil(trained_teacher, tmp_path, "--train-limit 528")  # 8 batches of 64 and one of 16
+    assert re.fullmatch(
+        r"v0_student_resnet8_teacher_resnet8_epoch2_.*-best_strategy3_k48_b32_w10_seed0_epoch2_.*", folder.name
+    )
+    result, metrics = read(folder)
+    events = scalars(folder)
+    assert set(events) == STATISTICS | {"val/cls_loss", "val/cls_acc"}
+    # no validation pass comes before the first epoch, so there are no class centres in it
+    assert [step for step, _ in events["train/center_dist"]] == [2] and metrics[0]["train/center_dist"] == ""
+    assert all([step for step, _ in events[tag]] == [1, 2] for tag in events if tag != "train/center_dist")
+
+    assert result["teacher_queries"] == 2 * (8 * 48 + 16)
+    counter = np.load(folder / "counter.npy")
+    assert counter.shape == (2, 528) and counter.max() == 1
+    assert counter.sum(1).tolist() == [8 * 32 + 16] * 2 and (counter[0] != counter[1]).any()
+
+    last = {name: float(value) for name, value in metrics[-1].items()}
+    for measure in ("confidence", "margin"):
+        assert last[f"train/s_select_{measure}"] < last[f"train/s_all_{measure}"] < last[f"train/s_else_{measure}"]
+    assert last["train/s_select_entropy"] > last["train/s_all_entropy"] > last["train/s_else_entropy"]
+    # all is the mean of the 400 kept and the 128 dropped
+    mean = (400 * last["train/s_select_entropy"] + 128 * last["train/s_else_entropy"]) / 528
+    assert last["train/s_all_entropy"] == pytest.approx(mean, rel=1e-6)
+
+    names = sorted(path.name for path in (folder / "ckpt").iterdir())
+    assert names == ["student_001.pth", "student_002.pth", "student_best.pth", "student_last.pth"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["teacher_arch"] == "resnet8" and len(config["teacher_sha256"]) == 64
+    for entry in ("best_acc", "best_epoch", "last_acc", "epochs", "teacher_acc", "train_seconds", "images_per_second"):
+        assert entry in result
+
+
+def test_ordinary_distillation_costs_what_it_costs(trained_teacher, tmp_path, monkeypatch):
+    """The student sees each image once a step, the teacher too; statistics that need a scoring pass are left out."""
+    forwards = {"student": 0, "teacher": 0}
+
+    class Counting(student_v0.Distiller):
+        def __init__(self, student, teacher, *rest):
+            super().__init__(student, teacher, *rest)
+            for name, network in (("student", student), ("teacher", teacher)):
+                network.register_forward_hook(lambda *_, name=name: forwards.update({name: forwards[name] + 1}))
+
+    monkeypatch.setattr(student_v0, "Distiller", Counting)
+    folder = distil(trained_teacher, tmp_path, KD)
+    evaluations = 2  # one batch of 200 an epoch
+    assert forwards == {"student": 2 * 10 + evaluations, "teacher": 2 * 10}
+    result, _ = read(folder)
+    assert result["teacher_queries"] == 2 * 640 and result["computation"] == 1
+    assert STATISTICS - set(scalars(folder)) == {f"train/s_else_{m}" for m in ("confidence", "margin", "entropy")}
+    assert (np.load(folder / "counter.npy") == 1).all()
+
+    folder = distil(trained_teacher, tmp_path, "--strategy 0")  # random 48 of 64: who was dropped is not known
+    left_out = {f"train/{group}_{m}" for group in ("s_else", "s_all") for m in ("confidence", "margin", "entropy")}
+    assert STATISTICS - set(scalars(folder)) == left_out and read(folder)[0]["teacher_queries"] == 2 * 480
+
+
+def test_one_step_is_the_method(trained_teacher):
+    """A step of Distiller against the method written down again, with plain torch and loops."""
+    torch.manual_seed(1)
+    teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
+    student, reference = model_dict["resnet8"](), model_dict["resnet8"]()
+    reference.load_state_dict(student.state_dict())
+    optimizers = [torch.optim.SGD(m.parameters(), 0.05, 0.9, weight_decay=5e-4) for m in (student, reference)]
+    args = student_v0.flags().parse_args(["--ce-weight", "0.5"])
+    distiller = student_v0.Distiller(
+        student.train(),
+        teacher_model,
+        optimizers[0],
+        Selector(),
+        student_v0.autocast(torch.device("cpu"), "fp32"),
+        args,
+    )
+    images, labels = torch.randn(64, 3, 32, 32), torch.randint(100, (64,))
+    lam, partner = torch.tensor(0.8), torch.randperm(64)
+    selection, _ = distiller.step(images, labels, lam, partner, None)
+
+    reference.train()
+    with torch.no_grad():
+        p = reference(images).softmax(1)
+    order = (-(p * p.log()).sum(1)).argsort(descending=True)
+    assert torch.equal(order, selection.rank)
+    mixed, mask = [], []
+    for r in range(48):
+        mask.append(0.8 / (1 + np.exp(-10 * (r / 64 - 63 / 128))))
+        mixed.append((1 - mask[r]) * images[order[r]] + mask[r] * images[partner[r]])
+    mixed, mask = torch.stack(mixed), torch.tensor(mask)
+    t, s = teacher_model(mixed).detach(), reference(mixed)
+    q = (t / 4).softmax(1)
+    kl = (q * (q.log() - (s / 4).log_softmax(1))).sum(1).mean() * 16
+    logs = s.log_softmax(1)
+    ce = [-(1 - mask[r]) * logs[r, labels[order[r]]] - mask[r] * logs[r, labels[partner[r]]] for r in range(48)]
+    (kl + 0.5 * torch.stack(ce).mean()).backward()
+    optimizers[1].step()
+    for (name, ours), theirs in zip(student.state_dict().items(), reference.state_dict().values()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("other", ["AT", "SP"])
+def test_feature_losses(trained_teacher, tmp_path, other):
+    plain, with_features = (distil(trained_teacher, tmp_path, f"--epoch 1 --milestones --train-limit 128 {flag}")
+                            for flag in ("", f"--other-distill {other}"))  # fmt: skip
+    assert float(read(with_features)[1][0]["train/loss"]) > float(read(plain)[1][0]["train/loss"])
+
+
+def test_holdout(trained_teacher, tmp_path, capsys):
+    folder = distil(trained_teacher, tmp_path, "--holdout 100")
+    result, _ = read(folder)
+    assert {"test_acc_best", "test_acc_last"} <= set(result)
+    assert "warning: the teacher was not trained with the same --holdout" in capsys.readouterr().out
+    counter = np.load(folder / "counter.npy")
+    assert counter.shape == (2, 640) and ((counter.sum(0) == 0).sum()) >= 100
+
+
+# ------------------------------------------------------------------------------------------------- going on, repeating
+
+
+def weights(folder, name):
+    return torch.load(folder / "ckpt" / name, weights_only=True)["state_dict"]
+
+
+def test_repeating_and_resuming_end_in_the_same_bits(trained_teacher, tmp_path, monkeypatch, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    whole = distil(trained_teacher, a, "--epoch 3")
+    saved = student_v0.Run.end_epoch
+
+    def stop_after_two(self, *args, **kwargs):
+        saved(self, *args, **kwargs)
+        if len(self.rows) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(student_v0.Run, "end_epoch", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        distil(trained_teacher, b, "--epoch 3")
+    monkeypatch.undo()
+    (folder,) = b.iterdir()
+    assert not (folder / "result.json").exists()
+    arguments = f"--teacher-path {trained_teacher} --student-arch resnet8 --experiments {b} {QUICK} --epoch 3".split()
+    student_v0.main(arguments)
+    assert "resuming" in capsys.readouterr().out
+    for name in ("student_last.pth", "student_best.pth"):
+        ours, theirs = weights(folder, name), weights(whole, name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (folder / "counter.npy").read_bytes() == (whole / "counter.npy").read_bytes()
+    for ours, theirs in zip(read(folder)[1], read(whole)[1]):
+        assert {k: v for k, v in ours.items() if "seconds" not in k} == {
+            k: v for k, v in theirs.items() if "seconds" not in k
+        }
+    before = (folder / "result.json").stat().st_mtime_ns
+    student_v0.main(arguments)  # a finished run prints its result and trains nothing
+    assert (folder / "result.json").stat().st_mtime_ns == before and "best" in capsys.readouterr().out
+
+
+def test_seeds_differ(trained_teacher, tmp_path):
+    one = distil(trained_teacher, tmp_path, "--epoch 1 --milestones")
+    other = distil(trained_teacher, tmp_path, "--epoch 1 --milestones --seed 1")
+    assert not torch.equal(
+        weights(one, "student_last.pth")["fc.weight"], weights(other, "student_last.pth")["fc.weight"]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- teachers
+
+
+def test_teacher_path_in_every_form(trained_teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained_teacher)
+    for i, path in enumerate((f"{trained_teacher}/", ".", f"../{trained_teacher.name}")):
+        folder = distil(path, tmp_path / str(i), "--epoch 1 --milestones --train-limit 64")
+        assert "teacher_resnet8_epoch2" in folder.name
+
+
+@pytest.mark.parametrize("key, prefix", [("model", ""), ("model", "module."), ("state_dict", "module.")])
+def test_foreign_teacher(trained_teacher, tmp_path, key, prefix):
+    state = {prefix + name: tensor for name, tensor in weights(trained_teacher, "best.pth").items()}
+    for name, flags in (("teacher_resnet8", ""), ("found_somewhere", "--teacher-arch resnet8")):
+        (tmp_path / name / "ckpt").mkdir(parents=True)
+        torch.save({key: state, "epoch": 240}, tmp_path / name / "ckpt" / "best.pth")
+        folder = distil(tmp_path / name, tmp_path, f"--epoch 1 --milestones --train-limit 64 {flags}")
+        assert "teacher_resnet8" in folder.name
+        assert read(folder)[0]["teacher_acc"] == read(trained_teacher)[0]["best_acc"]
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+def refused(main, flags, capsys, code=2):
+    """main(flags) exits with this code; returns what it said."""
+    with pytest.raises(SystemExit) as exit:
+        main(flags.split())
+    assert exit.value.code == code
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+SHARED_BAD_FLAGS = [
+    "--epoch 0", "--epoch 1.5", "--batch-size 1", "--batch-size x", "--lr 0", "--lr -1", "--lr nan", "--lr inf",
+    "--momentum 1", "--momentum -0.1", "--weight-decay -1", "--gamma 0", "--milestones 0", "--milestones 3 2",
+    "--milestones 2 2", "--epoch 3 --milestones 3", "--save-interval 0", "--seed -1", "--gpu-id -2", "--gpu-id 99",
+    "--train-limit 1", "--train-limit 50001", "--val-limit 0", "--val-limit 10001", "--holdout -1",
+    "--holdout 49999", "--train-limit 100 --holdout 99", "--precision fp16", "--dataset cifar10", "--nonsense",
+    "--epo 3",
+]  # fmt: skip
+STUDENT_BAD_FLAGS = [
+    "--k 0", "--k 65", "--b 0", "--b 65", "--w -1", "--T 0", "--kd-weight -1", "--ce-weight -1", "--kd-weight 0",
+    "--strategy 4", "--strategy -1", "--other-distill FitNet", "--student-arch resnet9", "--teacher-arch resnet9",
+    "--batch-size 32", "--teacher-ckpt a/b", "--teacher-ckpt *",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", SHARED_BAD_FLAGS)
+def test_bad_flags_of_the_teacher(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flag = re.findall(r"--[\w-]+", flags)[-1]
+    assert flag in refused(teacher.main, f"--arch resnet8 {flags}", capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", SHARED_BAD_FLAGS + STUDENT_BAD_FLAGS)
+def test_bad_flags_of_the_student(flags, trained_teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flag = re.findall(r"--[\w-]+", flags)[-1]
+    message = refused(student_v0.main, f"--teacher-path {trained_teacher} --student-arch resnet8 {flags}", capsys)
+    assert flag in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_and_missing_network(capsys):
+    assert "resnet9" in refused(teacher.main, "--arch resnet9", capsys)
+    assert "--arch" in refused(teacher.main, "", capsys)
+
+
+def test_features_that_cannot_be_paired(trained_teacher, tmp_path, capsys):
+    flags = f"--teacher-path {trained_teacher} --student-arch vgg8 --other-distill AT --experiments {tmp_path} {QUICK}"
+    assert "4 stages" in refused(student_v0.main, flags, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_contradicting_teacher_arch(trained_teacher, tmp_path, capsys):
+    flags = f"--teacher-path {trained_teacher} --teacher-arch vgg8 --experiments {tmp_path} {QUICK}"
+    assert "holds resnet8" in refused(student_v0.main, flags, capsys)
+
+
+def program(name, *flags, cwd):
+    return subprocess.run(
+        [sys.executable, ROOT / name, *(word for flag in flags for word in str(flag).split())],
+        cwd=cwd, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def world_error(result, *words):
+    """The program ended with code 1 and one line on stderr, no traceback, holding these words."""
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_errors_of_the_world_are_one_line(trained_teacher, tmp_path):
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    world_error(program("student_v0.py", "--teacher-path teacher_none", QUICK, cwd=cwd), "teacher_none/ckpt")
+
+    (tmp_path / "teacher_vgg8" / "ckpt").mkdir(parents=True)
+    foreign = tmp_path / "teacher_vgg8" / "ckpt" / "best.pth"
+    torch.save({"model": weights(trained_teacher, "best.pth")}, foreign)
+    world_error(
+        program("student_v0.py", "--teacher-path", foreign.parent.parent, QUICK, cwd=cwd), "not the weights of vgg8"
+    )
+
+    torch.save({"model": model_dict["vgg8"](num_classes=10).state_dict()}, foreign)
+    world_error(program("student_v0.py", "--teacher-path", foreign.parent.parent, QUICK, cwd=cwd), "10 classes")
+    assert not list(cwd.iterdir())
+
+    (cwd / "experiments").write_text("a file, not a folder")
+    world_error(program("teacher.py", "--arch resnet8", QUICK, cwd=cwd), "experiments")
+
+
+def test_a_student_is_no_teacher(trained_teacher, tmp_path):
+    folder = distil(trained_teacher, tmp_path, "--epoch 1 --milestones --train-limit 64")
+    with pytest.raises(student_v0.CheckpointError, match="a distilled student"):
+        distil(folder, tmp_path)
+
+
+def test_missing_data_writes_nothing(tmp_path, monkeypatch, trained_teacher):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/cifar-100-python.tar.gz")
+    for main, flags in (
+        (teacher.main, ["--arch", "resnet8"]),
+        (student_v0.main, ["--teacher-path", str(trained_teacher)]),
+    ):
+        with pytest.raises(OSError, match="--dataset synthetic"):
+            main([*flags, "--gpu-id", "-1"])
+        assert not (tmp_path / "experiments").exists()
+
+
+def test_output_elsewhere_than_a_terminal_is_line_wise(tmp_path):
+    result = program("teacher.py", "--arch resnet8", QUICK, "--experiments x --epoch 1 --milestones", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "\r" not in result.stdout and re.search(r"epoch +1/1 .* val loss .* img/s +eta 0:00:00\n", result.stdout)
+    shutil.rmtree(tmp_path / "x")

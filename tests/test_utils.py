@@ -1,0 +1,98 @@
+"""utils.py: flags' types, schedule, meters, evaluation."""
+
+import argparse
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dataset import Split, normalize
+from models import model_dict
+from utils import Meters, Parser, choose_device, correct, evaluate, hours, learning_rate, number
+
+
+def test_number():
+    convert = number(float, 0, below=1)
+    assert convert("0") == 0 and convert("0.5") == 0.5
+    for text in ("1", "-0.1", "nan", "inf", "x", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"must be a number at least 0 and below 1, not '"):
+            convert(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="a whole number at least 1"):
+        number(int, 1)("2.5")
+
+
+def test_learning_rate_is_torch_s_multistep():
+    args = argparse.Namespace(lr=0.05, gamma=0.1, milestones=[150, 180, 210])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [150, 180, 210], 0.1)
+    for epoch in range(1, 241):
+        assert learning_rate(args, epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
+        optimizer.step()
+        schedule.step()
+
+
+def test_meters_are_means_over_samples():
+    meters = Meters()
+    meters.add("a", torch.tensor([1.0, 2.0, 3.0]))
+    meters.add("a", torch.tensor([10.0]))
+    meters.add("b", torch.tensor([True, False]) * 100.0)
+    meters.add("never", torch.tensor([]))
+    assert meters.means() == {"a": 4.0, "b": 50.0}
+
+
+def test_meters_keep_small_values_beside_large_sums():
+    meters = Meters()
+    for _ in range(1000):
+        meters.add("a", torch.full((1000,), 0.1))
+    assert meters.means()["a"] == pytest.approx(0.1, rel=1e-6)
+
+
+def test_correct():
+    assert correct(torch.eye(3), torch.tensor([0, 1, 0])).tolist() == [100, 100, 0]
+
+
+def test_evaluate():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (600, 32, 32, 3), dtype=np.uint8))
+    split = Split(images, torch.arange(600) % 100, torch.arange(600))
+    torch.manual_seed(0)
+    model = model_dict["resnet8"]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loss, acc, centres = evaluate(model, split, nullcontext)
+    with torch.no_grad():
+        features, logits = model(normalize(images, split.mean, split.std), is_feat=True)
+    assert loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
+    assert acc == pytest.approx((logits.argmax(1) == split.labels).double().mean().item() * 100)
+    for label in (0, 57, 99):
+        torch.testing.assert_close(centres[label], features[-1][split.labels == label].mean(0), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_classes_without_an_image_have_no_centres():
+    split = Split(torch.zeros(99, 32, 32, 3, dtype=torch.uint8), torch.arange(99), torch.arange(99))
+    assert evaluate(model_dict["resnet8"](), split, nullcontext)[2] is None
+
+
+@pytest.mark.parametrize(
+    "visible, gpu_id, expected",
+    [(0, None, "cpu"), (0, -1, "cpu"), (2, -1, "cpu"), (2, None, "cuda:0"), (2, 1, "cuda:1")],
+)
+def test_choose_device(monkeypatch, capsys, visible, gpu_id, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert str(choose_device(Parser("x"), gpu_id)) == expected
+    assert capsys.readouterr().out.count("\n") == (1 if (visible, gpu_id) == (0, None) else 0)
+
+
+@pytest.mark.parametrize("visible, gpu_id", [(0, 0), (2, 2)])
+def test_missing_gpu(monkeypatch, capsys, visible, gpu_id):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    with pytest.raises(SystemExit) as exit:
+        choose_device(Parser("x"), gpu_id)
+    assert exit.value.code == 2 and f"there is no GPU {gpu_id}" in capsys.readouterr().err
+
+
+def test_hours():
+    assert hours(3725.4) == "1:02:05"

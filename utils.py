@@ -1,0 +1,281 @@
+"""What both programs share: flags, device, precision and seed, the schedule, meters, evaluation, progress."""
+
+import argparse
+import math
+import sys
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from dataset import NUM_CLASSES
+from models import CheckpointError, read_checkpoint
+
+# ----------------------------------------------------------------------------------------------------------- flags
+
+TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help explains every flag)\n")
+
+
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
+    """An argparse type: a finite int or float with low <= value <= high and above < value < below."""
+    bounds = [
+        text.format(limit)
+        for text, limit in (("at least {}", low), ("at most {}", high), ("above {}", above), ("below {}", below))
+        if math.isfinite(limit)
+    ]
+    wanted = " ".join(["a whole number" if kind is int else "a number", " and ".join(bounds)])
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and low <= value <= high and above < value < below:
+            return value
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+
+    return convert
+
+
+def add_shared_flags(parser):
+    """The flags of both programs: recipe (section 2), data, and where and how to run."""
+    # fmt: off
+    recipe = parser.add_argument_group("recipe (defaults: the paper's)")
+    add = recipe.add_argument
+    add("--epoch", type=number(int, 1), default=240, help="epochs to train (240)")
+    add("--batch-size", type=number(int, 2), default=64, help="images a step (64)")
+    add("--lr", type=number(float, above=0), default=0.05,
+        help="learning rate at the start (0.05; published runs take 0.01 for MobileNetV2, ShuffleV1, ShuffleV2)")
+    add("--momentum", type=number(float, 0, below=1), default=0.9, help="of SGD (0.9)")
+    add("--weight-decay", type=number(float, 0), default=5e-4, help="of SGD, on all parameters (5e-4)")
+    add("--gamma", type=number(float, above=0), default=0.1, help="learning rate factor at a milestone (0.1)")
+    add("--milestones", type=number(int, 1), nargs="*", default=[150, 180, 210], metavar="EPOCH",
+        help="epochs after which the learning rate drops (150 180 210); none given: it never does")
+    add("--seed", type=number(int, 0), default=0, help="of initial weights, order, augmentation and mixing (0)")
+
+    data = parser.add_argument_group("data")
+    add = data.add_argument
+    add("--dataset", choices=("cifar100", "synthetic"), default="cifar100",
+        help="synthetic: 100 classes of generated images, needs no files (cifar100)")
+    add("--data-root", type=Path, default=Path("data"), metavar="DIR",
+        help="where cifar-100-python/ lies or is downloaded to (./data)")
+    add("--train-limit", type=number(int, 2, TRAIN_SIZE), metavar="N", help="only the first N training images (all)")
+    add("--val-limit", type=number(int, 1, TEST_SIZE), metavar="N", help="only the first N test images (all)")
+    add("--holdout", type=number(int, 0), default=0, metavar="N",
+        help="keep N training images apart to choose the best epoch on, and look at the test images once, at the end "
+        "(0: choose on the test images, as the paper does)")
+
+    machine = parser.add_argument_group("machine and files")
+    add = machine.add_argument
+    add("--gpu-id", type=number(int, -1), metavar="ID",
+        help="index among the visible GPUs; -1: the CPU (the first visible GPU, else the CPU)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively)")
+    add("--experiments", type=Path, default=Path("experiments"), metavar="DIR",
+        help="holds a folder a run (./experiments)")
+    add("--save-interval", type=number(int, 1), default=40, metavar="N",
+        help="a numbered checkpoint every N epochs, besides those at milestones and the end (40)")
+    add("--fresh", action="store_true",
+        help="move an earlier run of these settings aside and start over (off: resume it)")
+    add("--debug", action="store_true", help="show the traceback of an error (off: one line)")
+    # fmt: on
+
+
+def check_shared_flags(parser, args):
+    """What single flags cannot tell: conflicts between them. Exits with code 2."""
+    rising = all(a < b for a, b in zip(args.milestones, args.milestones[1:]))
+    if not rising:
+        parser.error(f"argument --milestones: must rise, not {' '.join(map(str, args.milestones))}")
+    if args.milestones != parser.get_default("milestones") and any(m >= args.epoch for m in args.milestones):
+        parser.error(f"argument --milestones: {args.milestones[-1]} never comes within --epoch {args.epoch}")
+    train_size = args.train_limit or TRAIN_SIZE
+    if args.holdout > train_size - 2:
+        parser.error(f"argument --holdout: {args.holdout} of {train_size} training images leaves too few to train on")
+
+
+def entry(main):
+    """Run a program's main(); an error of the world (files, data, weights) is one line on stderr and exit code 1."""
+    try:
+        main()
+    except (OSError, CheckpointError) as e:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(e).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# ---------------------------------------------------------------------------------- device, precision and schedule
+
+
+def choose_device(parser, gpu_id):
+    """The torch.device to run on, which CUDA_VISIBLE_DEVICES may have masked. Exits with code 2 for a missing GPU."""
+    visible = torch.cuda.device_count()
+    if gpu_id is None and visible == 0:
+        print("no GPU is visible: running on the CPU")
+    if gpu_id == -1 or (gpu_id is None and visible == 0):
+        return torch.device("cpu")
+    if (gpu_id or 0) >= visible:
+        parser.error(f"argument --gpu-id: there is no GPU {gpu_id}, {visible or 'none'} visible")
+    device = torch.device("cuda", gpu_id or 0)
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(wanted, device):
+    """ "fp32" or "bf16". On CUDA fp32 is exact: TF32 is switched off."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if wanted != "auto":
+        return wanted
+    precision = "bf16" if native else "fp32"
+    print(f"precision: {precision} ({'native here' if native else 'no native bf16 here'}; --precision overrides)")
+    return precision
+
+
+def autocast(device, precision):
+    """A function that gives a fresh context for a network's forward pass in this precision."""
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def learning_rate(args, epoch):
+    """The rate in 1-based `epoch`: lr times gamma for every milestone that has passed."""
+    return args.lr * args.gamma ** sum(epoch > m for m in args.milestones)
+
+
+# ----------------------------------------------------------------------------------------- meters and evaluation
+
+
+class Meters:
+    """Means over an epoch. Sums stay on the device; the host asks for them all at once."""
+
+    def __init__(self):
+        self.sums, self.counts = {}, {}
+
+    def add(self, name, values):
+        """values: (m,) tensor, one a sample. An empty one adds nothing, and a name that never got any has no mean."""
+        if len(values):
+            self.sums[name] = self.sums.get(name, 0) + values.detach().double().sum()
+            self.counts[name] = self.counts.get(name, 0) + len(values)
+
+    def means(self):
+        """{name: mean}, with one synchronisation."""
+        sums = torch.stack(list(self.sums.values())).tolist()
+        return {name: total / self.counts[name] for name, total in zip(self.sums, sums)}
+
+
+def correct(logits, labels):
+    """Top-1 hits in percent, (m,): their mean is the accuracy."""
+    return (logits.argmax(1) == labels) * 100.0
+
+
+@torch.no_grad()
+def evaluate(model, split, autocast):
+    """Mean cross-entropy, top-1 accuracy in percent, and the class centres of one pass over a Split, in eval mode.
+
+    Returns (loss, acc, centres): centres is (100, D) float32, the mean pooled feature of each class, or None where a
+    class has no image in the split.
+    """
+    model.eval()
+    meters, feature_sums = Meters(), 0
+    for images, labels in split.evaluation_batches():
+        with autocast():
+            features, logits = model(images, is_feat=True)
+        meters.add("loss", F.cross_entropy(logits.float(), labels, reduction="none"))
+        meters.add("acc", correct(logits, labels))
+        feature_sums = feature_sums + F.one_hot(labels, NUM_CLASSES).float().T @ features[-1].float()
+    means = meters.means()
+    class_sizes = torch.bincount(split.labels, minlength=NUM_CLASSES)
+    centres = feature_sums / class_sizes[:, None] if class_sizes.all() else None
+    return means["loss"], means["acc"], centres
+
+
+def final_test(run, model, test, autocast):
+    """With a holdout, the one look at the test images: top-1 of the last weights and of the best checkpoint.
+
+    model holds the last weights, and the best ones afterwards. test: Split, or None for no holdout: nothing to add.
+    """
+    if test is None:
+        return {}
+    _, last, _ = evaluate(model, test, autocast)
+    model.load_state_dict(read_checkpoint(run.checkpoint("best"))["state_dict"])
+    _, best, _ = evaluate(model, test, autocast)
+    return {"test_acc_best": best, "test_acc_last": last}
+
+
+# -------------------------------------------------------------------------------------------------------- progress
+
+
+class Progress:
+    """A bar with rate, remaining time and current accuracy on a terminal; elsewhere a line an epoch.
+
+    tag: what comes before `loss` and `acc` in the names of the training meters. done: epochs done before.
+    """
+
+    REFRESH = 0.5  # seconds between two looks at the running accuracy, each a synchronisation
+
+    def __init__(self, tag, epochs, images_per_epoch, done):
+        self.tag, self.epochs, self.images_per_epoch = tag, epochs, images_per_epoch
+        self.done = self.done_before = done
+        self.start = self.looked = time.monotonic()
+        self.bar = tqdm(
+            total=epochs * images_per_epoch,
+            initial=done * images_per_epoch,
+            unit="img",
+            unit_scale=True,
+            disable=not sys.stderr.isatty(),
+            leave=False,
+            dynamic_ncols=True,
+            smoothing=0.02,
+        )
+
+    def step(self, n, meters):
+        """n more images are trained on."""
+        self.bar.update(n)
+        if not self.bar.disable and time.monotonic() - self.looked > self.REFRESH:
+            accuracy = meters.means()[f"{self.tag}acc"]
+            self.bar.set_postfix_str(f"epoch {self.done + 1}/{self.epochs}, train acc {accuracy:.1f} %")
+            self.looked = time.monotonic()
+
+    def epoch(self, row, best_acc):
+        """An epoch is over. row: its scalars, as Run.end_epoch takes them."""
+        self.done += 1
+        left = (time.monotonic() - self.start) / (self.done - self.done_before) * (self.epochs - self.done)
+        self.bar.write(
+            f"epoch {self.done:3d}/{self.epochs}  "
+            f"train loss {row[f'{self.tag}loss']:.3f} acc {row[f'{self.tag}acc']:5.2f} %  "
+            f"val loss {row['val/cls_loss']:.3f} acc {row['val/cls_acc']:5.2f} % (best {best_acc:.2f})  "
+            f"{self.images_per_epoch / row['train_seconds']:.0f} img/s  eta {hours(left)}",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+
+    def close(self):
+        self.bar.close()
+
+
+def hours(seconds):
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
