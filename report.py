@@ -47,7 +47,7 @@ def table(runs):
                 method(run),
                 f"{run['best_acc']:.2f}",
                 f"{run['last_acc']:.2f}",
-                f"{run.get('teacher_queries', 0):,}",
+                f"{run.get('teacher_queries', 0):,}{relative('teacher_queries') if run['teacher_arch'] else ''}",
                 f"{run['train_macs'] / 1e12:.2f} TMAC{relative('train_macs')}",
                 f"{run['train_seconds']:.1f} s{relative('train_seconds')}",
             )

@@ -251,7 +251,7 @@ def main(argv=None):
             selection, stats = distiller.step(images, labels, step_lam, step_partner, centres)
             for name, values in stats.items():
                 meters.add(name, values)
-            counted[indices[selection.rank[: args.b]]] = 1
+            counted.index_fill_(0, indices[selection.rank[: args.b]], 1)
             queries += len(selection.images)
             progress.step(len(images), meters)
         row = meters.means()

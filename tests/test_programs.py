@@ -62,7 +62,7 @@ def scalars(folder):
 
 def test_learning_happens(tmp_path, capsys):
     """Chance is 1 %, with a standard error of 0.3 points on 1000 images; 8 % is more than twenty of those above.
-    (Measured: teacher 18 %, students 12 % and more.)"""
+    (Measured: teacher 36 %, UNIX 13 %, KD 17 %, UNIX with labels alone 28 %.)"""
     quick = "--dataset synthetic --train-limit 3000 --val-limit 1000 --epoch 3 --milestones 2 --gpu-id -1"
     teacher.main(["--arch", "resnet8", *quick.split(), "--experiments", str(tmp_path)])
     (folder,) = tmp_path.iterdir()

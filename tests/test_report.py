@@ -39,8 +39,20 @@ def test_table(folders, capsys):
     assert cells == {
         ("resnet8", "alone"): ["70.12", "69.00", "0", "5.00 TMAC (50 % of KD)", "100.0 s (83 % of KD)"],
         ("vgg8", "alone"): ["70.12", "69.00", "0", "20.00 TMAC", "100.0 s"],
-        ("resnet8", "KD from vgg8"): ["70.12", "69.00", "6,400", "10.00 TMAC (100 % of KD)", "120.0 s (100 % of KD)"],
-        ("resnet8", "UNIX from vgg8"): ["70.12", "69.00", "4,800", "8.00 TMAC (80 % of KD)", "90.0 s (75 % of KD)"],
+        ("resnet8", "KD from vgg8"): [
+            "70.12",
+            "69.00",
+            "6,400 (100 % of KD)",
+            "10.00 TMAC (100 % of KD)",
+            "120.0 s (100 % of KD)",
+        ],
+        ("resnet8", "UNIX from vgg8"): [
+            "70.12",
+            "69.00",
+            "4,800 (75 % of KD)",
+            "8.00 TMAC (80 % of KD)",
+            "90.0 s (75 % of KD)",
+        ],
     }
     assert [line[1].split(" ")[0] for line in lines[2:]] == ["alone", "alone", "KD", "UNIX"]
 
