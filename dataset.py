@@ -64,18 +64,19 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
-    def training_batches(self, batch_size, seed, epoch):
+    def training_batches(self, batch_size, seed, epoch, first_step=0):
         """An epoch of (images, labels, indices): each image once, in random order, augmented and normalised.
 
         Images (m, 3, 32, 32) float32; the last batch holds what is left. The order, crops and flips follow from
-        (seed, epoch).
+        (seed, epoch). first_step: leave out the batches before.
         """
         rng = np.random.default_rng((seed, epoch, 0))
         n, device = len(self), self.images.device
         order = torch.from_numpy(rng.permutation(n)).to(device)
         offsets = torch.from_numpy(rng.integers(0, 2 * PADDING + 1, (n, 2))).to(device)
         flips = torch.from_numpy(rng.random(n) < 0.5).to(device)
-        for chosen, crop, flip in zip(*(draw.split(batch_size) for draw in (order, offsets, flips))):
+        draws = (draw.split(batch_size)[first_step:] for draw in (order, offsets, flips))
+        for chosen, crop, flip in zip(*draws):
             images = normalize(augment(self.images[chosen], crop, flip), self.mean, self.std)
             yield images, self.labels[chosen], self.indices[chosen]
 

@@ -8,11 +8,13 @@
 """
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from pathlib import Path
 import torch
 from tensorboardX import SummaryWriter
 
-from models import CheckpointError, model_dict, read_checkpoint
+from models import CheckpointError, checksum, model_dict, read_checkpoint
 
 WITHOUT_EFFECT = {"save_interval", "gpu_id", "data_root", "experiments", "fresh", "debug"}
 """Flags that do not change a run's result."""
@@ -67,37 +69,50 @@ def identity(config):
 
 
 class RunError(OSError):
-    """A run folder that cannot be used. The message is one line and says what to do."""
+    """A run that cannot be begun or continued. The message is one line and says what to do."""
 
 
 class Run:
-    """A folder that a run writes to, epoch by epoch.
+    """A folder that a run writes to, epoch by epoch, as a context: within it no other process may use the folder.
 
     folder: Path, made if need be. config: see describe(). kind: "teacher" or "student". arch: the network trained.
     An earlier run of the same settings in the folder is resumed, or with fresh=True moved aside.
-    Raises RunError where the folder holds a run of other settings.
+    Raises RunError where the folder holds a run of other settings, or another process is at it.
+
+    What resuming needs is all in the last state; every other file is made from it again.
     """
 
     def __init__(self, folder, config, kind, arch, fresh=False):
-        self.folder, self.config, self.kind, self.arch = folder, config, kind, arch
+        self.folder, self.config, self.kind, self.arch, self.fresh = folder, config, kind, arch, fresh
         self.prefix = "student_" if kind == "student" else ""
-        self.rows = []
-        if fresh and folder.exists():
-            aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-            folder.rename(aside)
+        self.rows, self.best_weights, self.events = [], None, None
+
+    def __enter__(self):
+        if self.fresh and self.folder.exists():
+            with lock(self.folder):
+                aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+                self.folder.rename(aside)
             print(f"the earlier run is now {aside}")
         self.check_same_settings()
-        (folder / "ckpt").mkdir(parents=True, exist_ok=True)
-        if not self.finished:
-            write_json(folder / "config.json", config)
+        (self.folder / "ckpt").mkdir(parents=True, exist_ok=True)
+        self.lock = lock(self.folder)
+        if self.result is None:
+            write_json(self.folder / "config.json", self.config)
+        return self
+
+    def __exit__(self, *_):
+        if self.events:
+            self.events.close()
+        self.lock.close()
 
     def check_same_settings(self):
         path = self.folder / "config.json"
-        if not path.exists():
-            if any(self.folder.glob("ckpt/*.pth")):
+        theirs = read_json(path)
+        if theirs is None:
+            if not path.exists() and any(self.folder.glob("ckpt/*.pth")):
                 raise RunError(f"{self.folder} holds checkpoints of another origin; --experiments names another place")
             return
-        ours, theirs = identity(self.config), identity(json.loads(path.read_text()))
+        ours, theirs = identity(self.config), identity(theirs)
         for name in ours:
             if ours[name] != theirs.get(name):
                 raise RunError(
@@ -106,12 +121,9 @@ class Run:
                 )
 
     @property
-    def finished(self):
-        return (self.folder / "result.json").exists()
-
-    @property
     def result(self):
-        return json.loads((self.folder / "result.json").read_text())
+        """The result of a finished run, else None."""
+        return read_json(self.folder / "result.json")
 
     @property
     def best(self):
@@ -122,47 +134,87 @@ class Run:
         return self.folder / "ckpt" / f"{self.prefix}{name}.pth"
 
     def restore(self, model, optimizer):
-        """Load the last state, if there is one, and open the logs. Returns the `extra` last saved, or {}."""
-        extra = {}
-        if self.checkpoint("last").exists():
-            last = read_checkpoint(self.checkpoint("last"))
-            model.load_state_dict(last["state_dict"])
-            optimizer.load_state_dict(last["optimizer"])
-            self.rows, extra = last["rows"], last["extra"]
-            print(f"resuming {self.folder} after epoch {len(self.rows)}")
-        self.events = SummaryWriter(str(self.folder / "events"), purge_step=len(self.rows) + 1)
-        return extra
+        """Load the last sound state, if there is one, and bring the other files to where it stands.
 
-    def end_epoch(self, model, optimizer, row, extra=None):
-        """Log and save one epoch.
-
-        row: {"train/..." and "val/...": scalar, "val/cls_acc" among them; "train_seconds": ...; others}. The tags with
-        a slash go to TensorBoard, everything to metrics.csv. extra: tensors that resuming needs besides weights and
-        optimizer.
+        Returns the "learner" and "begun" that save() got, in a dict, or None for a new run.
         """
-        epoch = len(self.rows) + 1
-        self.rows.append({"epoch": epoch, **row})
-        for tag, value in row.items():
-            if "/" in tag:
-                self.events.add_scalar(tag, value, epoch)
-        self.events.flush()
-        self.write_metrics()
+        saved = self.read_state()
+        if saved:
+            model.load_state_dict(saved["state_dict"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.rows, self.best_weights = saved["rows"], saved["best"]
+            step = f", step {saved['begun']['step']} of the next" if saved["begun"] else ""
+            print(f"resuming {self.folder} after epoch {len(self.rows)}{step}")
+            if self.best_weights:
+                write_checkpoint(self.checkpoint("best"), self.best_weights)
+        shutil.rmtree(self.folder / "events", ignore_errors=True)
+        self.events = SummaryWriter(str(self.folder / "events"))
+        for row in self.rows:
+            self.log(row)
+        return saved
 
-        settings = self.config["settings"]
-        weights = {
+    def read_state(self):
+        paths = [path for path in (self.checkpoint("last"), self.checkpoint("previous")) if path.exists()]
+        for path in paths:
+            try:
+                return read_checkpoint(path)
+            except CheckpointError as e:
+                print(f"warning: {e}; going back to the state before", file=sys.stderr)
+        if paths:
+            print("warning: no sound state is left, starting over", file=sys.stderr)
+        return None
+
+    def save(self, model, optimizer, learner, begun=None):
+        """Save the state, keeping the one before as `previous`.
+
+        learner: see Learner.state. begun: where the epoch stands that is not finished, None between epochs.
+        """
+        state = {
+            **self.weights(model),
+            "optimizer": optimizer.state_dict(),
+            "rows": self.rows,
+            "best": self.best_weights,
+            "learner": learner,
+            "begun": begun,
+        }
+        write_checkpoint(self.checkpoint("last"), state, keep=self.checkpoint("previous"))
+
+    def weights(self, model):
+        """The content of every checkpoint."""
+        return {
             "state_dict": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
             "arch": self.arch,
             "kind": self.kind,
-            "epoch": epoch,
-            "acc": row["val/cls_acc"],
-            "settings": settings,
+            "epoch": len(self.rows),
+            "acc": self.rows[-1]["val/cls_acc"] if self.rows else None,
+            "settings": self.config["settings"],
         }
+
+    def end_epoch(self, model, optimizer, row, learner):
+        """Save and log one epoch.
+
+        row: {"train/..." and "val/...": scalar, "val/cls_acc" among them; "train_seconds": ...; others}. The tags with
+        a slash go to TensorBoard, everything to metrics.csv. learner: see save.
+        """
+        epoch, settings = len(self.rows) + 1, self.config["settings"]
+        self.rows.append({"epoch": epoch, **row})
+        weights = self.weights(model)
         if self.best["epoch"] == epoch:
+            clones = {name: tensor.cpu().clone() for name, tensor in weights["state_dict"].items()}
+            self.best_weights = {**weights, "state_dict": clones}
             write_checkpoint(self.checkpoint("best"), weights)
         if epoch % settings["save_interval"] == 0 or epoch in [*settings["milestones"], settings["epoch"]]:
             write_checkpoint(self.checkpoint(f"{epoch:03d}"), weights)
-        last = {**weights, "optimizer": optimizer.state_dict(), "rows": self.rows, "extra": extra}
-        write_checkpoint(self.checkpoint("last"), last)
+        self.save(model, optimizer, learner)
+        self.log(self.rows[-1])
+
+    def log(self, row):
+        """To TensorBoard and metrics.csv, which is written whole, with every row until this one."""
+        for tag, value in row.items():
+            if "/" in tag:
+                self.events.add_scalar(tag, value, row["epoch"])
+        self.events.flush()
+        self.write_metrics()
 
     def write_metrics(self):
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -186,7 +238,7 @@ class Run:
             **more,
         }
         write_json(self.folder / "result.json", result)
-        self.events.close()
+        self.checkpoint("previous").unlink(missing_ok=True)
 
     def summarize(self):
         """Print a finished run's result."""
@@ -229,24 +281,58 @@ def arch_in_name(folder):
 # ----------------------------------------------------------------------------------------------------------- files
 
 
-def write_file(path, content):
-    """Replace a file's content (bytes) at once: a reader, or a crash, finds the old file or the new one, whole."""
+def lock(folder):
+    """An open file whose lock says that this process uses the folder; closing it, or dying, gives the folder free."""
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise RunError(f"{folder} is in use by another process ({file.read().strip()})") from None
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def write_file(path, content, keep=None):
+    """Replace a file's content (bytes) at once: a reader, or a crash, finds the old file or the new one, whole.
+
+    keep: a path for the old file. Raises OSError, the old file untouched, where the disk is full.
+    """
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
+    try:
+        with part.open("wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    if keep and path.exists():
+        path.replace(keep)
     part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def write_json(path, content):
     write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def write_checkpoint(path, content):
+def read_json(path):
+    """The content of a JSON file, None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_checkpoint(path, content, keep=None):
     buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_file(path, buffer.getvalue())
+    torch.save({**content, "checksum": checksum(content)}, buffer)
+    write_file(path, buffer.getvalue(), keep)
 
 
 def file_sha256(path):

@@ -10,7 +10,6 @@ first b of the random ranking with strategy 0). The same command, given again, r
 
 import io
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,13 @@ import torch
 
 import dataset
 from cost import forward_macs, training_macs
+from loop import Learner, fit
 from losses import FEATURE_LOSSES, OTHER_WEIGHT, check_features, kd_loss, mixed_cross_entropy
 from models import CheckpointError, load_model, model_dict
 from run import Run, arch_in_name, describe, differences, file_sha256, find_checkpoint, write_file
 from selector import ENTROPY, LEAST_CONFIDENCE, MARGIN, Selector, draw_mixing, uncertainty
 from utils import (
-    Meters,
     Parser,
-    Progress,
     add_shared_flags,
     autocast,
     check_shared_flags,
@@ -35,7 +33,6 @@ from utils import (
     entry,
     evaluate,
     final_test,
-    learning_rate,
     number,
 )
 
@@ -120,25 +117,42 @@ def warn_of_seen_holdout(args, teacher_settings):
 # ---------------------------------------------------------------------------------------------------------- method
 
 
-class Distiller:
-    """The training step: score, select and mix, learn."""
+class Distiller(Learner):
+    """The training step: score, select and mix, learn.
 
-    def __init__(self, student, teacher, optimizer, selector, cast, args):
-        self.student, self.teacher, self.optimizer = student, teacher, optimizer
-        self.selector, self.cast, self.args = selector, cast, args
+    counter: (epochs, training images) uint8, see the head of this file.
+    """
 
-    def step(self, images, labels, lam, partner, centres):
-        """Train on one batch.
+    def __init__(self, student, teacher, optimizer, selector, cast, args, data, counter_path):
+        super().__init__(student, optimizer)
+        self.teacher, self.selector, self.cast, self.args = teacher, selector, cast, args
+        self.train, self.counter_path = data.train, counter_path
+        self.counter = torch.zeros(args.epoch, data.train_size, dtype=torch.uint8)
+        self.counted = torch.zeros(data.train_size, dtype=torch.uint8, device=data.train.labels.device)
+        self.centres = None  # (100, D) pooled student features of the classes, from the last validation
+
+    def start_epoch(self, epoch):
+        rng = np.random.default_rng((self.args.seed, epoch, 1))
+        lam, partner = draw_mixing(len(self.train), self.args.batch_size, rng)
+        self.lam = lam.to(self.counted.device)
+        self.partner = partner.to(self.counted.device).split(self.args.batch_size)
+
+    def step(self, i, images, labels, indices):
+        selection, stats = self.train_on(images, labels, self.lam[i], self.partner[i])
+        self.counted.index_fill_(0, indices[selection.rank[: self.args.b]], 1)
+        return stats
+
+    def train_on(self, images, labels, lam, partner):
+        """The method, on one batch.
 
         images: (n, 3, 32, 32) float32. labels: (n,) int64. lam: () and partner: (n,), this step's share of
-        draw_mixing. centres: (100, D) pooled student features of the classes, or None.
-        Returns the Selection and {name: (m,) tensor of a statistic of m samples}, nothing of it on the host.
+        draw_mixing. Returns the Selection and {name: (m,) tensor of a statistic of m samples}.
         """
         # 1. score: the student sees the whole batch, in train mode, without gradient
         scores, scored_features = None, None
         if self.selector.needs_scores:
             with torch.no_grad(), self.cast():
-                scored_features, scores = self.student(images, is_feat=True)
+                scored_features, scores = self.model(images, is_feat=True)
 
         # 2. rank, mix, keep k
         selection = self.selector(images, scores, lam, partner)
@@ -149,7 +163,7 @@ class Distiller:
         with torch.no_grad(), self.cast():
             teacher_features, teacher_logits = self.teacher(selection.images, is_feat=True)
         with self.cast():
-            features, logits = self.student(selection.images, is_feat=True)
+            features, logits = self.model(selection.images, is_feat=True)
         loss = self.args.kd_weight * kd_loss(logits, teacher_logits, self.args.T)
         if self.args.ce_weight:
             mixed = mixed_cross_entropy(logits, labels[kept], labels[selection.partner], selection.mask)
@@ -172,10 +186,32 @@ class Distiller:
             stats |= confidences("train/s_select", logits)
             if len(dropped) == 0:
                 stats |= confidences("train/s_all", logits)
-        if centres is not None:
+        if self.centres is not None:
             pooled = features[-1] if scored_features is None else scored_features[-1][kept]
-            stats["train/center_dist"] = (pooled.float() - centres[labels[kept]]).norm(dim=1)
+            stats["train/center_dist"] = (pooled.float() - self.centres[labels[kept]]).norm(dim=1)
         return selection, stats
+
+    def end_epoch(self, epoch, meters, centres):
+        self.centres = centres
+        self.counter[epoch - 1] = self.counted.cpu()
+        self.counted.zero_()
+        self.save_counter()
+        return {"teacher_queries": meters.counts["train/t_entropy"]}
+
+    def save_counter(self):
+        buffer = io.BytesIO()
+        np.save(buffer, self.counter.numpy())
+        write_file(self.counter_path, buffer.getvalue())
+
+    def state(self):
+        return {"counter": self.counter, "counted": self.counted, "centres": self.centres}
+
+    def load_state(self, state):
+        self.counter, self.centres = state["counter"], state["centres"]
+        self.counted.copy_(state["counted"])
+        if self.centres is not None:
+            self.centres = self.centres.to(self.counted.device)
+        self.save_counter()
 
 
 def confidences(name, logits):
@@ -213,78 +249,38 @@ def main(argv=None):
     warn_of_seen_holdout(args, checkpoint.get("settings", {}))
     optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
-    distiller = Distiller(student, teacher, optimizer, selector, cast, args)
-    run = Run(
-        args.experiments / run_name(parser, args, checkpoint["arch"]),
-        describe(
-            args,
-            device,
-            precision,
-            teacher_arch=checkpoint["arch"],
-            teacher_acc=teacher_acc,
-            teacher_file=str(teacher_file),
-            teacher_sha256=file_sha256(teacher_file),
-        ),
-        "student",
-        args.student_arch,
-        args.fresh,
-    )
-    if run.finished:
-        return run.summarize()
-    extra = run.restore(student, optimizer)
-    counter = extra.get("counter", torch.zeros(args.epoch, data.train_size, dtype=torch.uint8))
-    centres = extra.get("centres")
-    centres = None if centres is None else centres.to(device)
-
-    # training
-    progress = Progress("train/", args.epoch, len(data.train), len(run.rows))
-    for epoch in range(len(run.rows) + 1, args.epoch + 1):
-        start = time.monotonic()
-        optimizer.param_groups[0]["lr"] = learning_rate(args, epoch)
-        student.train()
-        meters, queries = Meters(), 0
-        counted = torch.zeros(data.train_size, dtype=torch.uint8, device=device)
-        lam, partner = draw_mixing(len(data.train), args.batch_size, np.random.default_rng((args.seed, epoch, 1)))
-        mixing = zip(lam.to(device), partner.to(device).split(args.batch_size))
-        batches = data.train.training_batches(args.batch_size, args.seed, epoch)
-        for (images, labels, indices), (step_lam, step_partner) in zip(batches, mixing):
-            selection, stats = distiller.step(images, labels, step_lam, step_partner, centres)
-            for name, values in stats.items():
-                meters.add(name, values)
-            counted.index_fill_(0, indices[selection.rank[: args.b]], 1)
-            queries += len(selection.images)
-            progress.step(len(images), meters)
-        row = meters.means()
-        trained = time.monotonic()
-        row["val/cls_loss"], row["val/cls_acc"], centres = evaluate(student, data.val, cast)
-        row |= {
-            "lr": learning_rate(args, epoch),
-            "train_seconds": trained - start,
-            "val_seconds": time.monotonic() - trained,
-            "teacher_queries": queries,
-        }
-        counter[epoch - 1] = counted.cpu()
-        save_counter(run.folder / "counter.npy", counter)
-        run.end_epoch(student, optimizer, row, {"counter": counter, "centres": centres})
-        progress.epoch(row, run.best["val/cls_acc"])
-    progress.close()
-
-    # result
-    fs, ft = forward_macs(args.student_arch), forward_macs(checkpoint["arch"])
-    queries = sum(row["teacher_queries"] for row in run.rows)
-    drawn = len(data.train) * args.epoch
-    macs = training_macs(fs, ft, trained=queries, scored=drawn if selector.needs_scores else 0)
-    run.finish(
-        len(data.train),
-        **final_test(run, student, data.test, cast),
+    name = run_name(parser, args, checkpoint["arch"])
+    config = describe(
+        args,
+        device,
+        precision,
+        teacher_arch=checkpoint["arch"],
         teacher_acc=teacher_acc,
-        teacher_queries=queries,
-        student_macs=fs,
-        teacher_macs=ft,
-        train_macs=macs,
-        computation=macs / training_macs(fs, ft, trained=drawn),
+        teacher_file=str(teacher_file),
+        teacher_sha256=file_sha256(teacher_file),
     )
-    run.summarize()
+    with Run(args.experiments / name, config, "student", args.student_arch, args.fresh) as run:
+        if run.result is None:
+            # training
+            distiller = Distiller(student, teacher, optimizer, selector, cast, args, data, run.folder / "counter.npy")
+            fit(args, run, data, distiller, cast)
+
+            # result
+            fs, ft = forward_macs(args.student_arch), forward_macs(checkpoint["arch"])
+            queries = sum(row["teacher_queries"] for row in run.rows)
+            drawn = len(data.train) * args.epoch
+            macs = training_macs(fs, ft, trained=queries, scored=drawn if selector.needs_scores else 0)
+            run.finish(
+                len(data.train),
+                **final_test(run, student, data.test, cast),
+                teacher_acc=teacher_acc,
+                teacher_queries=queries,
+                student_macs=fs,
+                teacher_macs=ft,
+                train_macs=macs,
+                computation=macs / training_macs(fs, ft, trained=drawn),
+            )
+        run.summarize()
 
 
 def check_pairing(parser, other_distill, student, teacher):
@@ -308,13 +304,6 @@ def run_name(parser, args, teacher_arch):
         f"v0_student_{args.student_arch}_teacher_{teacher}-{args.teacher_ckpt}_strategy{args.strategy}"
         f"_k{args.k}_b{args.b}_w{args.w:g}_seed{args.seed}{differences(parser, args, named)}"
     )
-
-
-def save_counter(path, counter):
-    """counter: (epochs, training images) uint8."""
-    buffer = io.BytesIO()
-    np.save(buffer, counter.numpy())
-    write_file(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -168,21 +168,28 @@ def learning_rate(args, epoch):
 
 
 class Meters:
-    """Means over an epoch. Sums stay on the device; the host asks for them all at once."""
+    """Means over an epoch. Sums stay on the device; the host asks for them all at once.
 
-    def __init__(self):
-        self.sums, self.counts = {}, {}
+    state: what state() of earlier meters gave, to go on from there.
+    """
+
+    def __init__(self, state=None):
+        self.sums, self.counts = ({**part} for part in state) if state else ({}, {})
 
     def add(self, name, values):
         """values: (m,) tensor, one a sample. An empty one adds nothing, and a name that never got any has no mean."""
         if len(values):
-            self.sums[name] = self.sums.get(name, 0) + values.detach().double().sum()
+            total = values.detach().double().sum()
+            self.sums[name] = self.sums[name].to(total.device) + total if name in self.sums else total
             self.counts[name] = self.counts.get(name, 0) + len(values)
 
     def means(self):
         """{name: mean}, with one synchronisation."""
         sums = torch.stack(list(self.sums.values())).tolist()
         return {name: total / self.counts[name] for name, total in zip(self.sums, sums)}
+
+    def state(self):
+        return self.sums, self.counts
 
 
 def correct(logits, labels):
@@ -230,18 +237,19 @@ def final_test(run, model, test, autocast):
 class Progress:
     """A bar with rate, remaining time and current accuracy on a terminal; elsewhere a line an epoch.
 
-    tag: what comes before `loss` and `acc` in the names of the training meters. done: epochs done before.
+    tag: what comes before `loss` and `acc` in the names of the training meters. done: epochs done before, and
+    done_steps: steps of the next one.
     """
 
     REFRESH = 0.5  # seconds between two looks at the running accuracy, each a synchronisation
 
-    def __init__(self, tag, epochs, images_per_epoch, done):
-        self.tag, self.epochs, self.images_per_epoch = tag, epochs, images_per_epoch
+    def __init__(self, tag, args, images_per_epoch, done, done_steps):
+        self.tag, self.epochs, self.images_per_epoch = tag, args.epoch, images_per_epoch
         self.done = self.done_before = done
         self.start = self.looked = time.monotonic()
         self.bar = tqdm(
-            total=epochs * images_per_epoch,
-            initial=done * images_per_epoch,
+            total=args.epoch * images_per_epoch,
+            initial=done * images_per_epoch + min(done_steps * args.batch_size, images_per_epoch),
             unit="img",
             unit_scale=True,
             disable=not sys.stderr.isatty(),

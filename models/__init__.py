@@ -8,12 +8,14 @@ Parameter names are those of the teachers that the field has released since 2019
 
 from functools import partial
 
-from .checkpoint import CheckpointError, load_strict, num_classes, read_checkpoint
+from .checkpoint import CheckpointError, checksum, load_strict, num_classes, read_checkpoint
 from .mobilenetv2 import MobileNetV2
 from .resnet import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet
 from .shufflenet import ShuffleV1, ShuffleV2
 from .vgg import PLANS, VGG
 from .wrn import WideResNet
+
+__all__ = ["CheckpointError", "checksum", "load_model", "model_dict", "read_checkpoint"]
 
 model_dict = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},

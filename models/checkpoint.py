@@ -1,5 +1,6 @@
 """Reading weights from disk: ours, and those that other projects released for the same networks."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def read_checkpoint(path):
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({type(e).__name__})") from e
 
     content = content if isinstance(content, dict) else {}
+    if "checksum" in content and content.pop("checksum") != checksum(content):
+        raise CheckpointError(f"{path}: a damaged checkpoint (its content does not have its checksum)")
     state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
     if not isinstance(state_dict, dict) or not state_dict or not all(map(torch.is_tensor, state_dict.values())):
         raise CheckpointError(f"{path}: holds no weights (neither `state_dict` nor `model`)")
@@ -38,6 +41,31 @@ def read_checkpoint(path):
         state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     extra = {} if state_dict is content else content
     return {**extra, "state_dict": state_dict}
+
+
+def checksum(content):
+    """SHA-256 of what a checkpoint holds: dicts, lists, tensors and plain values, in their order."""
+    digest = hashlib.sha256()
+
+    def add(value):
+        if torch.is_tensor(value):
+            add((str(value.dtype), *value.shape))
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            digest.update(b"{")
+            for key, entry in value.items():
+                add(key)
+                add(entry)
+        elif isinstance(value, (list, tuple)):
+            digest.update(b"[")
+            for entry in value:
+                add(entry)
+        else:
+            digest.update(repr(value).encode())
+        digest.update(b",")
+
+    add(content)
+    return digest.hexdigest()
 
 
 def num_classes(state_dict):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from conftest import QUICK, ROOT
 from torchvision.datasets import CIFAR100
 
+import dataset
 import student_v0
 import teacher
 from models import load_model, model_dict
@@ -166,17 +168,13 @@ def test_one_step_is_the_method(trained_teacher):
     reference.load_state_dict(student.state_dict())
     optimizers = [torch.optim.SGD(m.parameters(), 0.05, 0.9, weight_decay=5e-4) for m in (student, reference)]
     args = student_v0.flags().parse_args(["--ce-weight", "0.5"])
+    data = dataset.load("synthetic", None, "cpu", 64, 1)
     distiller = student_v0.Distiller(
-        student.train(),
-        teacher_model,
-        optimizers[0],
-        Selector(),
-        student_v0.autocast(torch.device("cpu"), "fp32"),
-        args,
+        student.train(), teacher_model, optimizers[0], Selector(), nullcontext, args, data, None
     )
     images, labels = torch.randn(64, 3, 32, 32), torch.randint(100, (64,))
     lam, partner = torch.tensor(0.8), torch.randperm(64)
-    selection, _ = distiller.step(images, labels, lam, partner, None)
+    selection, _ = distiller.train_on(images, labels, lam, partner)
 
     reference.train()
     with torch.no_grad():

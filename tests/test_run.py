@@ -94,13 +94,18 @@ def config(**settings):
     return {"settings": {**base, **settings}, "precision": "fp32", "teacher_sha256": "a"}
 
 
+def open_run(folder, settings, **more):
+    with Run(folder, settings, "student", "resnet8", **more):
+        pass
+
+
 def test_a_folder_is_not_shared_by_runs_of_other_settings(tmp_path):
-    Run(tmp_path / "run", config(), "student", "resnet8")
-    Run(tmp_path / "run", config(save_interval=1), "student", "resnet8")  # changes no result
+    open_run(tmp_path / "run", config())
+    open_run(tmp_path / "run", config(save_interval=1))  # changes no result
     for other in (config(lr=0.2), {**config(), "precision": "bf16"}, {**config(), "teacher_sha256": "b"}):
         with pytest.raises(RunError, match=r"holds a run with .* --fresh"):
-            Run(tmp_path / "run", other, "student", "resnet8")
-    Run(tmp_path / "run", config(lr=0.2), "student", "resnet8", fresh=True)
+            open_run(tmp_path / "run", other)
+    open_run(tmp_path / "run", config(lr=0.2), fresh=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["lr"] == 0.2
     (aside,) = (path for path in tmp_path.iterdir() if path.name != "run")
     assert json.loads((aside / "config.json").read_text())["settings"]["lr"] == 0.1
@@ -110,19 +115,20 @@ def test_a_downloaded_teacher_is_not_overwritten(tmp_path):
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt" / "best.pth").write_bytes(b"precious")
     with pytest.raises(RunError, match="another origin"):
-        Run(tmp_path, config(), "teacher", "resnet8")
+        open_run(tmp_path, config())
     assert (tmp_path / "ckpt" / "best.pth").read_bytes() == b"precious"
 
 
 def test_which_checkpoints_are_kept(tmp_path):
-    run = Run(tmp_path / "run", config(epoch=7, save_interval=3, milestones=[4]), "teacher", "resnet8")
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    run.restore(model, optimizer)
-    for acc in (1, 5, 2, 5, 3, 4, 2):
-        model.weight.data.fill_(len(run.rows))
-        run.end_epoch(model, optimizer, {"val/cls_acc": acc, "train_seconds": 1.0, "val_seconds": 0.5})
-    run.finish(10)
+    settings = config(epoch=7, save_interval=3, milestones=[4])
+    with Run(tmp_path / "run", settings, "teacher", "resnet8") as run:
+        run.restore(model, optimizer)
+        for acc in (1, 5, 2, 5, 3, 4, 2):
+            model.weight.data.fill_(len(run.rows))
+            run.end_epoch(model, optimizer, {"val/cls_acc": acc, "train_seconds": 1.0, "val_seconds": 0.5}, {})
+        run.finish(10)
     names = sorted(path.name for path in (tmp_path / "run" / "ckpt").iterdir())
     assert names == ["003.pth", "004.pth", "006.pth", "007.pth", "best.pth", "last.pth"]
     best = torch.load(tmp_path / "run" / "ckpt" / "best.pth", weights_only=True)

@@ -1,0 +1,120 @@
+"""The epoch loop of both programs: train, validate, save; stop at a signal, and go on where a run stopped."""
+
+import signal
+import sys
+import time
+
+import torch
+
+from run import RunError
+from utils import Meters, Progress, evaluate, learning_rate
+
+
+class Learner:
+    """What fit() trains: a network, its optimizer and the training step."""
+
+    tag = "train/"  # before `loss` and `acc` in the names of the step's statistics
+
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer = model, optimizer
+
+    def start_epoch(self, epoch):
+        """Before an epoch's first step, and before the first one after resuming within it."""
+
+    def step(self, i, images, labels, indices):
+        """Train on step i's batch. Returns {name: (m,) tensor of a statistic of m samples}, `loss` and `acc` among
+        them, nothing of it on the host."""
+        raise NotImplementedError
+
+    def end_epoch(self, epoch, meters, centres):
+        """After validation, which gave the class centres (see evaluate). Returns further entries of the epoch's row."""
+        return {}
+
+    def state(self):
+        """What resuming needs besides weights and optimizer: tensors, numbers, lists and dicts."""
+        return {}
+
+    def load_state(self, state):
+        """Take back what state() gave."""
+
+
+class StopRequest:
+    """Within this context a first SIGTERM or SIGINT is only noted, as `.signal`; a second one stops at once."""
+
+    def __enter__(self):
+        self.signal = None
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number, _):
+        if self.signal is not None:
+            sys.exit(128 + number)
+        self.signal = number
+        print("stopping after this step; once more stops at once", file=sys.stderr)
+
+    def leave(self, where):
+        """End the program if a signal came. where: in words, what was just saved."""
+        if self.signal is not None:
+            name = signal.Signals(self.signal).name
+            print(f"stopped by {name} {where}, saved; the same command goes on from there", file=sys.stderr)
+            sys.exit(128 + self.signal)
+
+
+def fit(args, run, data, learner, cast):
+    """Train `learner` until --epoch, from wherever the run stands.
+
+    run: see run.Run. data: see dataset.Data. cast: see utils.autocast.
+    Raises RunError at a loss that is not finite; what was saved before stays.
+    """
+    model, optimizer = learner.model, learner.optimizer
+    steps = -(-len(data.train) // args.batch_size)
+    saved = run.restore(model, optimizer)
+    learner.load_state(saved["learner"]) if saved else None
+    begun = saved and saved["begun"]  # of an epoch that was interrupted
+    progress = Progress(learner.tag, args, len(data.train), len(run.rows), begun["step"] if begun else 0)
+    with StopRequest() as stop:
+        for epoch in range(len(run.rows) + 1, args.epoch + 1):
+            optimizer.param_groups[0]["lr"] = learning_rate(args, epoch)
+            learner.start_epoch(epoch)
+            model.train()
+            begun = begun or {"step": 0, "seconds": 0, "meters": None}
+            start, meters = time.monotonic() - begun["seconds"], Meters(begun["meters"])
+            finite_steps = torch.tensor(steps, device=data.train.labels.device)
+            batches = data.train.training_batches(args.batch_size, args.seed, epoch, begun["step"])
+            for i, (images, labels, indices) in enumerate(batches, begun["step"]):
+                stats = learner.step(i, images, labels, indices)
+                for name, values in stats.items():
+                    meters.add(name, values)
+                finite = stats[f"{learner.tag}loss"].isfinite().all()
+                finite_steps = torch.where(finite, finite_steps, finite_steps.clamp(max=i))
+                progress.step(len(images), meters)
+                if stop.signal:
+                    check_finite(run, epoch, finite_steps, steps)
+                    begun = {"step": i + 1, "seconds": time.monotonic() - start, "meters": meters.state()}
+                    run.save(model, optimizer, learner.state(), begun)
+                    stop.leave(f"in epoch {epoch} after step {i + 1}")
+            begun = None
+            check_finite(run, epoch, finite_steps, steps)
+            row = meters.means()
+            trained = time.monotonic()
+            row["val/cls_loss"], row["val/cls_acc"], centres = evaluate(model, data.val, cast)
+            row |= learner.end_epoch(epoch, meters, centres)
+            row |= {"lr": learning_rate(args, epoch), "train_seconds": trained - start}
+            row["val_seconds"] = time.monotonic() - trained
+            run.end_epoch(model, optimizer, row, learner.state())
+            progress.epoch(row, run.best["val/cls_acc"])
+            stop.leave(f"after epoch {epoch}")
+    progress.close()
+
+
+def check_finite(run, epoch, finite_steps, steps):
+    """Raises RunError where the loss of a step of this epoch was not finite. finite_steps: steps before the first."""
+    if finite_steps < steps:
+        raise RunError(
+            f"the loss was not finite in epoch {epoch}, step {finite_steps + 1}: stopped, {run.folder} keeps the state "
+            f"before; try a smaller --lr, or --precision fp32"
+        )
