@@ -10,17 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import model_dict
 
 
-def forward_macs(arch, size=32):
-    """Multiply-accumulates of one forward pass of a (3, size, size) image. Needs no weights and computes nothing."""
+def forward_macs(arch):
+    """Multiply-accumulates of one forward pass of a (3, 32, 32) image. Needs no weights and computes nothing."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model_dict[arch]().eval()(torch.empty(1, 3, size, size))
+        model_dict[arch]().eval()(torch.empty(1, 3, 32, 32))
     return counter.get_total_flops() // 2
 
 
-def training_macs(student, teacher=0, trained=0, scored=0, backward=1):
+def training_macs(student, teacher=0, trained=0, scored=0):
     """Multiply-accumulates of training on `trained` images and scoring `scored` more.
 
-    student, teacher: forward_macs of each (no teacher: 0). backward: forward passes that a backward pass counts as;
-    the paper takes 1, the usual figure is 2.
+    student, teacher: forward_macs of each (no teacher: 0).
     """
-    return trained * (teacher + (1 + backward) * student) + scored * student
+    return trained * (teacher + 2 * student) + scored * student

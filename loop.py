@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from models import read_checkpoint
 from run import RunError
 from utils import Meters, Progress, evaluate, learning_rate
 
@@ -103,12 +104,25 @@ def fit(args, run, data, learner, cast):
             trained = time.monotonic()
             row["val/cls_loss"], row["val/cls_acc"], centres = evaluate(model, data.val, cast)
             row |= learner.end_epoch(epoch, meters, centres)
-            row |= {"lr": learning_rate(args, epoch), "train_seconds": trained - start}
+            row |= {"lr": optimizer.param_groups[0]["lr"], "train_seconds": trained - start}
             row["val_seconds"] = time.monotonic() - trained
             run.end_epoch(model, optimizer, row, learner.state())
             progress.epoch(row, run.best["val/cls_acc"])
             stop.leave(f"after epoch {epoch}")
     progress.close()
+
+
+def final_test(run, model, test, cast):
+    """With a holdout, the one look at the test images: top-1 of the last weights and of the best checkpoint.
+
+    model holds the last weights, and the best ones afterwards. test: Split, or None for no holdout: nothing to add.
+    """
+    if test is None:
+        return {}
+    _, last, _ = evaluate(model, test, cast)
+    model.load_state_dict(read_checkpoint(run.checkpoint("best"))["state_dict"])
+    _, best, _ = evaluate(model, test, cast)
+    return {"test_acc_best": best, "test_acc_last": last}
 
 
 def check_finite(run, epoch, finite_steps, steps):

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from models import CheckpointError, checksum, model_dict, read_checkpoint
 WITHOUT_EFFECT = {"save_interval", "gpu_id", "data_root", "experiments", "fresh", "debug"}
 """Flags that do not change a run's result."""
 
+LONGEST_NAME = 200  # file systems take 255 bytes
+
 
 def differences(parser, args, named):
     """`_flagvalue` for each flag that changes the result and differs from its default.
@@ -38,9 +41,13 @@ def differences(parser, args, named):
     for flag, value in vars(args).items():
         if flag not in WITHOUT_EFFECT and flag not in named and value != parser.get_default(flag):
             values = value if isinstance(value, list) else [value]
-            text = "-".join(str(v).removesuffix(".0") for v in values) or "none"
-            parts.append(f"_{flag.replace('_', '')}{text}")
+            parts.append(f"_{flag.replace('_', '')}{'-'.join(map(written, values)) or 'none'}")
     return "".join(parts)
+
+
+def written(value):
+    """A flag's value as a name has it: 10.0 as 10."""
+    return str(value).removesuffix(".0")
 
 
 def describe(args, device, precision, **more):
@@ -51,7 +58,7 @@ def describe(args, device, precision, **more):
     except FileNotFoundError:
         commit = None
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "settings": {flag: str(value) if isinstance(value, Path) else value for flag, value in vars(args).items()},
         "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
@@ -65,7 +72,7 @@ def identity(config):
     settings = {flag: value for flag, value in config["settings"].items() if flag not in WITHOUT_EFFECT}
     for flag in ("teacher_path", "teacher_ckpt", "teacher_arch"):
         settings.pop(flag, None)  # the teacher is told by its weights, wherever they lie
-    return {**settings, "precision": config["precision"], "teacher_sha256": config.get("teacher_sha256")}
+    return {**settings, "precision": config.get("precision"), "teacher_sha256": config.get("teacher_sha256")}
 
 
 class RunError(OSError):
@@ -75,17 +82,25 @@ class RunError(OSError):
 class Run:
     """A folder that a run writes to, epoch by epoch, as a context: within it no other process may use the folder.
 
-    folder: Path, made if need be. config: see describe(). kind: "teacher" or "student". arch: the network trained.
-    An earlier run of the same settings in the folder is resumed, or with fresh=True moved aside.
-    Raises RunError where the folder holds a run of other settings, or another process is at it.
+    experiments, name: the folder, made on entering the context; a name too long for a file system ends in a hash.
+    config: see describe(). kind: "teacher" or "student". arch: the network trained. An earlier run of the same settings
+    is resumed, or with fresh=True moved aside.
+    Raises RunError where the folder cannot be made, holds a run of other settings, or is in use by another process.
 
     What resuming needs is all in the last state; every other file is made from it again.
     """
 
-    def __init__(self, folder, config, kind, arch, fresh=False):
-        self.folder, self.config, self.kind, self.arch, self.fresh = folder, config, kind, arch, fresh
+    def __init__(self, experiments, name, config, kind, arch, fresh=False):
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        self.folder, self.config, self.kind, self.arch, self.fresh = experiments / name, config, kind, arch, fresh
         self.prefix = "student_" if kind == "student" else ""
         self.rows, self.best_weights, self.events = [], None, None
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise RunError(f"{self.folder} cannot be made: {there} is no folder that may be written to")
+        if not fresh:
+            self.check_same_settings()
 
     def __enter__(self):
         if self.fresh and self.folder.exists():
@@ -93,10 +108,9 @@ class Run:
                 aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
                 self.folder.rename(aside)
             print(f"the earlier run is now {aside}")
-        self.check_same_settings()
         (self.folder / "ckpt").mkdir(parents=True, exist_ok=True)
         self.lock = lock(self.folder)
-        if self.result is None:
+        if read_json(self.folder / "config.json") is None:
             write_json(self.folder / "config.json", self.config)
         return self
 
@@ -109,9 +123,13 @@ class Run:
         path = self.folder / "config.json"
         theirs = read_json(path)
         if theirs is None:
-            if not path.exists() and any(self.folder.glob("ckpt/*.pth")):
+            if path.exists():
+                print(f"warning: {path} is damaged, written anew", file=sys.stderr)
+            elif any(self.folder.glob("ckpt/*.pth")) and not self.state_files():
                 raise RunError(f"{self.folder} holds checkpoints of another origin; --experiments names another place")
             return
+        if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
+            raise RunError(f"{path} is of another origin; --experiments names another place")
         ours, theirs = identity(self.config), identity(theirs)
         for name in ours:
             if ours[name] != theirs.get(name):
@@ -119,6 +137,10 @@ class Run:
                     f"{self.folder} holds a run with {name} {theirs.get(name)}, not {ours[name]}; "
                     f"--fresh moves it aside, --experiments names another place"
                 )
+
+    @property
+    def finished(self):
+        return self.result is not None and not self.fresh
 
     @property
     def result(self):
@@ -153,8 +175,12 @@ class Run:
             self.log(row)
         return saved
 
+    def state_files(self):
+        return [path for path in (self.checkpoint("last"), self.checkpoint("previous")) if path.exists()]
+
     def read_state(self):
-        paths = [path for path in (self.checkpoint("last"), self.checkpoint("previous")) if path.exists()]
+        """The newest sound state, None where there is none."""
+        paths = self.state_files()
         for path in paths:
             try:
                 return read_checkpoint(path)
@@ -264,6 +290,7 @@ def find_checkpoint(folder, word):
             f"{folder / 'ckpt'}: no such folder; --teacher-path takes a folder that `python teacher.py` made, "
             f"or one with a downloaded teacher at ckpt/best.pth"
         )
+    word = word.removesuffix(".pth")
     names = sorted(path.stem for path in (folder / "ckpt").glob("*.pth"))
     matches = [name for name in names if name == word] or [name for name in names if word in name]
     if len(matches) != 1:
@@ -274,8 +301,13 @@ def find_checkpoint(folder, word):
 
 def arch_in_name(folder):
     """The network that a folder's name tells, as in teacher_wrn_40_2 or teacher_vgg13_seed1, else None."""
-    told = folder.resolve().name.removeprefix("teacher_") + "_"
+    told = own_name(folder).removeprefix("teacher_") + "_"
     return max((arch for arch in model_dict if told.startswith(f"{arch}_")), key=len, default=None)
+
+
+def own_name(folder):
+    """A folder's name, also of `.` and `..`; of a link it is the link's."""
+    return Path(os.path.abspath(folder)).name  # noqa: PTH100  resolve() would follow links
 
 
 # ----------------------------------------------------------------------------------------------------------- files

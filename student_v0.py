@@ -4,8 +4,8 @@
     python student_v0.py --teacher-path ... --student-arch ... --strategy 0 --k 64 --b 64 --w 1000    ordinary KD
 
 Writes experiments/v0_student_<student>_teacher_<teacher>-<ckpt>_strategy..., see run.py, and there counter.npy,
-(epochs, 50000) uint8: whether each training image was among the b most uncertain of its batch in an epoch (among the
-first b of the random ranking with strategy 0). The same command, given again, resumes an interrupted run.
+(epochs, 50000) uint8: whether each training image was among the b most uncertain of its batch in an epoch (not with
+strategy 0, which knows no uncertainty). The same command, given again, resumes an interrupted run.
 """
 
 import io
@@ -17,12 +17,23 @@ import torch
 
 import dataset
 from cost import forward_macs, training_macs
-from loop import Learner, fit
+from loop import Learner, final_test, fit
 from losses import FEATURE_LOSSES, OTHER_WEIGHT, check_features, kd_loss, mixed_cross_entropy
 from models import CheckpointError, load_model, model_dict
-from run import Run, arch_in_name, describe, differences, file_sha256, find_checkpoint, write_file
+from run import (
+    Run,
+    arch_in_name,
+    describe,
+    differences,
+    file_sha256,
+    find_checkpoint,
+    own_name,
+    write_file,
+    written,
+)
 from selector import ENTROPY, LEAST_CONFIDENCE, MARGIN, Selector, draw_mixing, uncertainty
 from utils import (
+    MANY,
     Parser,
     add_shared_flags,
     autocast,
@@ -32,7 +43,6 @@ from utils import (
     correct,
     entry,
     evaluate,
-    final_test,
     number,
 )
 
@@ -53,16 +63,20 @@ def flags():
     add("--student-arch", choices=model_dict, default="resnet8x4", metavar="NAME",
         help=f"(resnet8x4) {', '.join(model_dict)}")
 
-    method = parser.add_argument_group("method (defaults: the paper's)")
+    method = parser.add_argument_group("method (the defaults are the published runs')")
     add = method.add_argument
     add("--strategy", type=int, choices=range(4), default=ENTROPY,
         help="uncertainty: 0 random, 1 least confidence, 2 margin, 3 entropy (3)")
-    add("--k", type=number(int, 1), default=48, help="images of a batch that are kept for teacher and student (48)")
-    add("--b", type=number(int, 1), default=32, help="rank at which mixing reaches half its strength (32)")
+    add("--k", type=number(int, 1, MANY), default=48,
+        help="images of a batch that are kept for teacher and student; fewer cost less and teach less (48)")
+    add("--b", type=number(int, 1, MANY), default=32,
+        help="rank at which mixing reaches half its strength; lower mixes more images (32)")
     add("--w", type=number(float, 0), default=10.0,
-        help="steepness of the mixing over the ranks (10, as in every published run; 1000 is a step at b)")
-    add("--T", type=number(float, above=0), default=4.0, help="temperature of the distillation loss (4)")
-    add("--kd-weight", type=number(float, 0), default=1.0, help="of the distillation loss (1)")
+        help="steepness of the mixing over the ranks (10; 1000 is a step at b, which the published runs did not use)")
+    add("--T", type=number(float, above=0), default=4.0,
+        help="temperature of the distillation loss; higher tells more of the unlikely classes (4)")
+    add("--kd-weight", type=number(float, 0), default=1.0,
+        help="of the distillation loss (1: the only loss in the published runs)")
     add("--ce-weight", type=number(float, 0), default=0.0,
         help="of the cross-entropy with the mixed labels (0: the published runs learn from the teacher alone)")
     add("--other-distill", choices=FEATURE_LOSSES,
@@ -91,7 +105,7 @@ def check_flags(parser, args):
 def load_teacher(parser, args):
     """(teacher in eval mode, its checkpoint with "arch", the file's path). Raises CheckpointError."""
     path = find_checkpoint(args.teacher_path, args.teacher_ckpt)
-    teacher, checkpoint = load_model(path, arch_in_name(args.teacher_path) or args.teacher_arch)
+    teacher, checkpoint = load_model(path, args.teacher_arch or arch_in_name(args.teacher_path))
     if args.teacher_arch not in (None, checkpoint["arch"]):
         parser.error(f"argument --teacher-arch: {path} holds {checkpoint['arch']}, not {args.teacher_arch}")
     if checkpoint.get("kind") == "student":
@@ -120,14 +134,14 @@ def warn_of_seen_holdout(args, teacher_settings):
 class Distiller(Learner):
     """The training step: score, select and mix, learn.
 
-    counter: (epochs, training images) uint8, see the head of this file.
+    counter_path: where counter.npy goes (see the head of this file), None for no counter.
     """
 
     def __init__(self, student, teacher, optimizer, selector, cast, args, data, counter_path):
         super().__init__(student, optimizer)
         self.teacher, self.selector, self.cast, self.args = teacher, selector, cast, args
         self.train, self.counter_path = data.train, counter_path
-        self.counter = torch.zeros(args.epoch, data.train_size, dtype=torch.uint8)
+        self.counter = torch.zeros(0, data.train_size, dtype=torch.uint8)
         self.counted = torch.zeros(data.train_size, dtype=torch.uint8, device=data.train.labels.device)
         self.centres = None  # (100, D) pooled student features of the classes, from the last validation
 
@@ -175,17 +189,18 @@ class Distiller(Learner):
         loss.backward()
         self.optimizer.step()
 
-        # statistics: the student on the raw images where it scored them, else on the (all but raw) kept ones
-        stats = {"train/loss": loss.expand(k), "train/acc": correct(logits, labels[kept])}
-        stats |= confidences("train/t", teacher_logits)
-        if scores is not None:
-            stats |= confidences("train/s_select", scores[kept])
-            stats |= confidences("train/s_else", scores[dropped])
-            stats |= confidences("train/s_all", scores)
-        else:
-            stats |= confidences("train/s_select", logits)
-            if len(dropped) == 0:
-                stats |= confidences("train/s_all", logits)
+        # statistics: the student on the raw images where it scored them, else on the kept ones as they were mixed
+        stats = {"train/loss": loss.detach().expand(k), "train/acc": correct(logits, labels[kept])}
+        for measure, values in confidences(teacher_logits).items():
+            stats[f"train/t_{measure}"] = values
+        for measure, values in confidences(logits if scores is None else scores).items():
+            if scores is None:
+                stats[f"train/s_select_{measure}"] = values
+            else:
+                stats[f"train/s_select_{measure}"] = values[kept]
+                stats[f"train/s_else_{measure}"] = values[dropped]
+            if scores is not None or len(dropped) == 0:
+                stats[f"train/s_all_{measure}"] = values
         if self.centres is not None:
             pooled = features[-1] if scored_features is None else scored_features[-1][kept]
             stats["train/center_dist"] = (pooled.float() - self.centres[labels[kept]]).norm(dim=1)
@@ -193,12 +208,14 @@ class Distiller(Learner):
 
     def end_epoch(self, epoch, meters, centres):
         self.centres = centres
-        self.counter[epoch - 1] = self.counted.cpu()
+        self.counter = torch.cat([self.counter, self.counted.cpu()[None]])
         self.counted.zero_()
         self.save_counter()
         return {"teacher_queries": meters.counts["train/t_entropy"]}
 
     def save_counter(self):
+        if self.counter_path is None:
+            return
         buffer = io.BytesIO()
         np.save(buffer, self.counter.numpy())
         write_file(self.counter_path, buffer.getvalue())
@@ -214,13 +231,13 @@ class Distiller(Learner):
         self.save_counter()
 
 
-def confidences(name, logits):
-    """{name_confidence: max p, name_margin: p_1 - p_2, name_entropy: in nats}, each (n,). logits: (n, C)."""
+def confidences(logits):
+    """{"confidence": max p, "margin": p_1 - p_2, "entropy": in nats}, each (n,). logits: (n, C)."""
     logits = logits.detach()
     return {
-        f"{name}_confidence": 1 - uncertainty(logits, LEAST_CONFIDENCE),
-        f"{name}_margin": -uncertainty(logits, MARGIN),
-        f"{name}_entropy": uncertainty(logits, ENTROPY),
+        "confidence": 1 - uncertainty(logits, LEAST_CONFIDENCE),
+        "margin": -uncertainty(logits, MARGIN),
+        "entropy": uncertainty(logits, ENTROPY),
     }
 
 
@@ -238,49 +255,51 @@ def main(argv=None):
 
     # set-up
     teacher, checkpoint, teacher_file = load_teacher(parser, args)
+    teacher_arch = checkpoint["arch"]
     torch.manual_seed(args.seed)
     student = model_dict[args.student_arch](num_classes=dataset.NUM_CLASSES)
-    check_pairing(parser, args.other_distill, student, teacher)
-    data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit, args.holdout, args.seed)
-    teacher = teacher.to(device, memory_format=torch.channels_last)
-    student = student.to(device, memory_format=torch.channels_last)
-    _, teacher_acc, _ = evaluate(teacher, data.val, cast)
-    print(f"teacher {checkpoint['arch']} ({teacher_file}): {teacher_acc:.2f} % on the validation images")
-    warn_of_seen_holdout(args, checkpoint.get("settings", {}))
-    optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
-    selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
-    name = run_name(parser, args, checkpoint["arch"])
+    if args.other_distill:
+        check_pairing(parser, args.other_distill, student, teacher)
     config = describe(
         args,
         device,
         precision,
-        teacher_arch=checkpoint["arch"],
-        teacher_acc=teacher_acc,
+        teacher_arch=teacher_arch,
         teacher_file=str(teacher_file),
         teacher_sha256=file_sha256(teacher_file),
     )
-    with Run(args.experiments / name, config, "student", args.student_arch, args.fresh) as run:
-        if run.result is None:
-            # training
-            distiller = Distiller(student, teacher, optimizer, selector, cast, args, data, run.folder / "counter.npy")
-            fit(args, run, data, distiller, cast)
+    name = run_name(parser, args, teacher_arch)
+    run = Run(args.experiments, name, config, "student", args.student_arch, args.fresh)
+    if run.finished:
+        return run.summarize()
+    data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit, args.holdout, args.seed)
+    teacher = teacher.to(device, memory_format=torch.channels_last)
+    student = student.to(device, memory_format=torch.channels_last)
+    _, teacher_acc, _ = evaluate(teacher, data.val, cast)
+    print(f"teacher {teacher_arch} ({teacher_file}): {teacher_acc:.2f} % on the validation images")
+    warn_of_seen_holdout(args, checkpoint.get("settings", {}))
+    optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
 
-            # result
-            fs, ft = forward_macs(args.student_arch), forward_macs(checkpoint["arch"])
-            queries = sum(row["teacher_queries"] for row in run.rows)
-            drawn = len(data.train) * args.epoch
-            macs = training_macs(fs, ft, trained=queries, scored=drawn if selector.needs_scores else 0)
-            run.finish(
-                len(data.train),
-                **final_test(run, student, data.test, cast),
-                teacher_acc=teacher_acc,
-                teacher_queries=queries,
-                student_macs=fs,
-                teacher_macs=ft,
-                train_macs=macs,
-                computation=macs / training_macs(fs, ft, trained=drawn),
-            )
-        run.summarize()
+    # training
+    with run:
+        counter_path = run.folder / "counter.npy" if selector.needs_scores else None
+        fit(args, run, data, Distiller(student, teacher, optimizer, selector, cast, args, data, counter_path), cast)
+        fs, ft = forward_macs(args.student_arch), forward_macs(teacher_arch)
+        queries = sum(row["teacher_queries"] for row in run.rows)
+        drawn = len(data.train) * args.epoch
+        macs = training_macs(fs, ft, trained=queries, scored=drawn if selector.needs_scores else 0)
+        run.finish(
+            len(data.train),
+            **final_test(run, student, data.test, cast),
+            teacher_acc=teacher_acc,
+            teacher_queries=queries,
+            student_macs=fs,
+            teacher_macs=ft,
+            train_macs=macs,
+            computation=macs / training_macs(fs, ft, trained=drawn),
+        )
+    run.summarize()
 
 
 def check_pairing(parser, other_distill, student, teacher):
@@ -296,13 +315,13 @@ def check_pairing(parser, other_distill, student, teacher):
 
 def run_name(parser, args, teacher_arch):
     """The folder's name: students, teacher and method always, every other setting where it is not the default."""
-    teacher = args.teacher_path.resolve().name.removeprefix("teacher_")
+    teacher = own_name(args.teacher_path).removeprefix("teacher_")
     if not teacher.startswith(teacher_arch):
         teacher = f"{teacher_arch}_{teacher}"
     named = {"teacher_path", "teacher_ckpt", "teacher_arch", "student_arch", "strategy", "k", "b", "w", "seed"}
     return (
         f"v0_student_{args.student_arch}_teacher_{teacher}-{args.teacher_ckpt}_strategy{args.strategy}"
-        f"_k{args.k}_b{args.b}_w{args.w:g}_seed{args.seed}{differences(parser, args, named)}"
+        f"_k{args.k}_b{args.b}_w{written(args.w)}_seed{args.seed}{differences(parser, args, named)}"
     )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import dataset
 from cost import forward_macs, training_macs
-from loop import Learner, fit
+from loop import Learner, final_test, fit
 from models import model_dict
 from run import Run, describe, differences
 from utils import (
@@ -24,7 +24,6 @@ from utils import (
     choose_precision,
     correct,
     entry,
-    final_test,
 )
 
 
@@ -64,26 +63,28 @@ def main(argv=None):
     cast = autocast(device, precision)
 
     # set-up
+    name = f"teacher_{args.arch}{differences(parser, args, named={'arch'})}"
+    run = Run(args.experiments, name, describe(args, device, precision), "teacher", args.arch, args.fresh)
+    if run.finished:
+        return run.summarize()
     data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit, args.holdout, args.seed)
     torch.manual_seed(args.seed)
     model = model_dict[args.arch](num_classes=dataset.NUM_CLASSES).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
-    name = f"teacher_{args.arch}{differences(parser, args, named={'arch'})}"
-    config = describe(args, device, precision)
-    with Run(args.experiments / name, config, "teacher", args.arch, args.fresh) as run:
-        if run.result is None:
-            # training
-            fit(args, run, data, Classifier(model, optimizer, cast), cast)
 
-            # result
-            macs = forward_macs(args.arch)
-            run.finish(
-                len(data.train),
-                **final_test(run, model, data.test, cast),
-                student_macs=macs,
-                train_macs=training_macs(macs, trained=len(data.train) * args.epoch),
-            )
-        run.summarize()
+    # training
+    with run:
+        fit(args, run, data, Classifier(model, optimizer, cast), cast)
+        macs = forward_macs(args.arch)
+        run.finish(
+            len(data.train),
+            **final_test(run, model, data.test, cast),
+            teacher_acc=None,
+            teacher_queries=0,
+            student_macs=macs,
+            train_macs=training_macs(macs, trained=len(data.train) * args.epoch),
+        )
+    run.summarize()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from dataset import NUM_CLASSES
-from models import CheckpointError, read_checkpoint
 
 # ----------------------------------------------------------------------------------------------------------- flags
 
 TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
+MANY = 1_000_000  # a bound for what has no natural one
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
-    """An argparse type: a finite int or float with low <= value <= high and above < value < below."""
+    """An argparse type: an int or float with low <= value <= high and above < value < below, never nan or infinite."""
     bounds = [
         text.format(limit)
         for text, limit in (("at least {}", low), ("at most {}", high), ("above {}", above), ("below {}", below))
@@ -46,7 +46,7 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
             value = kind(text)
         except ValueError:
             value = math.nan
-        if math.isfinite(value) and low <= value <= high and above < value < below:
+        if low <= value <= high and above < value < below:
             return value
         raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
 
@@ -56,18 +56,22 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
 def add_shared_flags(parser):
     """The flags of both programs: recipe (section 2), data, and where and how to run."""
     # fmt: off
-    recipe = parser.add_argument_group("recipe (defaults: the paper's)")
+    recipe = parser.add_argument_group("recipe (the defaults are the published one)")
     add = recipe.add_argument
-    add("--epoch", type=number(int, 1), default=240, help="epochs to train (240)")
-    add("--batch-size", type=number(int, 2), default=64, help="images a step (64)")
+    add("--epoch", type=number(int, 1, MANY), default=240, help="epochs to train (240, 30 after the last milestone)")
+    add("--batch-size", type=number(int, 2, TRAIN_SIZE), default=64,
+        help="images a step (64; another one wants another --lr, --k and --b)")
     add("--lr", type=number(float, above=0), default=0.05,
         help="learning rate at the start (0.05; published runs take 0.01 for MobileNetV2, ShuffleV1, ShuffleV2)")
-    add("--momentum", type=number(float, 0, below=1), default=0.9, help="of SGD (0.9)")
-    add("--weight-decay", type=number(float, 0), default=5e-4, help="of SGD, on all parameters (5e-4)")
-    add("--gamma", type=number(float, above=0), default=0.1, help="learning rate factor at a milestone (0.1)")
-    add("--milestones", type=number(int, 1), nargs="*", default=[150, 180, 210], metavar="EPOCH",
+    add("--momentum", type=number(float, 0, below=1), default=0.9, help="of SGD, without Nesterov (0.9)")
+    add("--weight-decay", type=number(float, 0), default=5e-4,
+        help="of SGD, on all parameters (5e-4)")
+    add("--gamma", type=number(float, above=0), default=0.1,
+        help="what the learning rate is multiplied by at a milestone (0.1)")
+    add("--milestones", type=number(int, 1, MANY), nargs="*", default=[150, 180, 210], metavar="EPOCH",
         help="epochs after which the learning rate drops (150 180 210); none given: it never does")
-    add("--seed", type=number(int, 0), default=0, help="of initial weights, order, augmentation and mixing (0)")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0,
+        help="of initial weights, order, augmentation and mixing (0); the published figures are means over four")
 
     data = parser.add_argument_group("data")
     add = data.add_argument
@@ -75,22 +79,24 @@ def add_shared_flags(parser):
         help="synthetic: 100 classes of generated images, needs no files (cifar100)")
     add("--data-root", type=Path, default=Path("data"), metavar="DIR",
         help="where cifar-100-python/ lies or is downloaded to (./data)")
-    add("--train-limit", type=number(int, 2, TRAIN_SIZE), metavar="N", help="only the first N training images (all)")
-    add("--val-limit", type=number(int, 1, TEST_SIZE), metavar="N", help="only the first N test images (all)")
-    add("--holdout", type=number(int, 0), default=0, metavar="N",
+    add("--train-limit", type=number(int, 2, TRAIN_SIZE), metavar="N",
+        help="only the first N training images, for a quick look (all)")
+    add("--val-limit", type=number(int, 1, TEST_SIZE), metavar="N",
+        help="only the first N test images, for a quick look (all)")
+    add("--holdout", type=number(int, 0, TRAIN_SIZE), default=0, metavar="N",
         help="keep N training images apart to choose the best epoch on, and look at the test images once, at the end "
         "(0: choose on the test images, as the paper does)")
 
     machine = parser.add_argument_group("machine and files")
     add = machine.add_argument
-    add("--gpu-id", type=number(int, -1), metavar="ID",
+    add("--gpu-id", type=number(int, -1, MANY), metavar="ID",
         help="index among the visible GPUs; -1: the CPU (the first visible GPU, else the CPU)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively)")
     add("--experiments", type=Path, default=Path("experiments"), metavar="DIR",
         help="holds a folder a run (./experiments)")
-    add("--save-interval", type=number(int, 1), default=40, metavar="N",
-        help="a numbered checkpoint every N epochs, besides those at milestones and the end (40)")
+    add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",
+        help="a numbered checkpoint every N epochs, besides those at milestones and the end (40, to spare the disk)")
     add("--fresh", action="store_true",
         help="move an earlier run of these settings aside and start over (off: resume it)")
     add("--debug", action="store_true", help="show the traceback of an error (off: one line)")
@@ -113,7 +119,7 @@ def entry(main):
     """Run a program's main(); an error of the world (files, data, weights) is one line on stderr and exit code 1."""
     try:
         main()
-    except (OSError, CheckpointError) as e:
+    except (OSError, torch.OutOfMemoryError) as e:
         if "--debug" in sys.argv:
             raise
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(e).split())}")
@@ -134,7 +140,10 @@ def choose_device(parser, gpu_id):
     if (gpu_id or 0) >= visible:
         parser.error(f"argument --gpu-id: there is no GPU {gpu_id}, {visible or 'none'} visible")
     device = torch.device("cuda", gpu_id or 0)
-    torch.cuda.set_device(device)
+    try:
+        torch.cuda.set_device(device)
+    except RuntimeError as e:  # a driver too old, a card that fell off the bus
+        parser.error(f"argument --gpu-id: GPU {device.index} cannot be used ({str(e).splitlines()[0]}); -1 is the CPU")
     return device
 
 
@@ -144,7 +153,9 @@ def choose_precision(wanted, device):
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # torch tells these by private functions alone; without them fp32 is the safe answer
+        tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
     if wanted != "auto":
         return wanted
     precision = "bf16" if native else "fp32"
@@ -198,7 +209,7 @@ def correct(logits, labels):
 
 
 @torch.no_grad()
-def evaluate(model, split, autocast):
+def evaluate(model, split, cast):
     """Mean cross-entropy, top-1 accuracy in percent, and the class centres of one pass over a Split, in eval mode.
 
     Returns (loss, acc, centres): centres is (100, D) float32, the mean pooled feature of each class, or None where a
@@ -207,7 +218,7 @@ def evaluate(model, split, autocast):
     model.eval()
     meters, feature_sums = Meters(), 0
     for images, labels in split.evaluation_batches():
-        with autocast():
+        with cast():
             features, logits = model(images, is_feat=True)
         meters.add("loss", F.cross_entropy(logits.float(), labels, reduction="none"))
         meters.add("acc", correct(logits, labels))
@@ -216,19 +227,6 @@ def evaluate(model, split, autocast):
     class_sizes = torch.bincount(split.labels, minlength=NUM_CLASSES)
     centres = feature_sums / class_sizes[:, None] if class_sizes.all() else None
     return means["loss"], means["acc"], centres
-
-
-def final_test(run, model, test, autocast):
-    """With a holdout, the one look at the test images: top-1 of the last weights and of the best checkpoint.
-
-    model holds the last weights, and the best ones afterwards. test: Split, or None for no holdout: nothing to add.
-    """
-    if test is None:
-        return {}
-    _, last, _ = evaluate(model, test, autocast)
-    model.load_state_dict(read_checkpoint(run.checkpoint("best"))["state_dict"])
-    _, best, _ = evaluate(model, test, autocast)
-    return {"test_acc_best": best, "test_acc_last": last}
 
 
 # -------------------------------------------------------------------------------------------------------- progress

@@ -6,9 +6,10 @@
 #   ONLY="wrn_40_2" SEEDS="0 1 2 3" bash command/command.sh    only pairs with this teacher or student, four seeds
 #   ONLY="vgg13:vgg8 ResNet50:vgg8" bash command/command.sh    only these pairs
 #
-# A teacher is trained once, with seed 0; everything else once for each of SEEDS. A run that is finished is not repeated
+# A teacher is trained once, with seed 0 (a downloaded one in its folder is used); everything else once for each of SEEDS. A run that is finished is not repeated
 # and an interrupted one is resumed, so the command may be given again.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 PAIRS="vgg13:MobileNetV2 ResNet50:MobileNetV2 ResNet50:vgg8 resnet32x4:ShuffleV1 resnet32x4:ShuffleV2
 wrn_40_2:ShuffleV1 wrn_40_2:wrn_16_2 wrn_40_2:wrn_40_1 resnet56:resnet20 resnet32x4:resnet8x4 vgg13:vgg8 vgg16:vgg8"
@@ -32,10 +33,12 @@ rate() {
   case $1 in MobileNetV2 | Shuffle*) echo 0.01 ;; *) echo 0.05 ;; esac
 }
 
+downloaded() { [ -e "$1/ckpt/best.pth" ] && [ ! -e "$1/config.json" ]; }
+
 commands() {
   local pair teacher student seed distil
   for teacher in $(printf '%s\n' $selected | cut -d: -f1 | awk '!seen[$0]++'); do
-    echo "teacher.py --arch $teacher --lr 0.05"
+    downloaded "experiments/teacher_$teacher" || echo "teacher.py --arch $teacher --lr 0.05"
   done
   for seed in $SEEDS; do
     for student in $(printf '%s\n' $selected | cut -d: -f2 | awk '!seen[$0]++'); do
@@ -56,7 +59,7 @@ if [ "${1:-}" = --list ]; then
   exit
 fi
 
-source "$(dirname "$0")/env.sh" requirements.txt
+source command/env.sh requirements.txt
 commands | while read -r command; do
   echo "python $command"
   "$PYTHON" $command </dev/null

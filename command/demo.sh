@@ -11,6 +11,9 @@ source "$(dirname "$0")/env.sh" requirements.txt
 TEACHER=vgg8 STUDENT=resnet8 # a student of an eighth of the teacher's computation
 DATASET=${DATASET:-synthetic}
 folder=experiments/demo_$DATASET
+limits=trainlimit6000_vallimit2000
+[ "$DATASET" = cifar100 ] || limits=dataset${DATASET}_$limits
+teacher=$folder/teacher_${TEACHER}_epoch6_milestones5_$limits
 short="--dataset $DATASET --train-limit 6000 --val-limit 2000 --epoch 6 --milestones 5 --experiments $folder"
 
 step() {
@@ -21,7 +24,7 @@ step() {
 
 step "teacher: $TEACHER" teacher.py --arch $TEACHER
 step "student alone: $STUDENT" teacher.py --arch $STUDENT
-distil="student_v0.py --teacher-path $(echo "$folder/teacher_${TEACHER}_"*) --student-arch $STUDENT"
+distil="student_v0.py --teacher-path $teacher --student-arch $STUDENT"
 step "KD: the teacher sees every image" $distil --strategy 0 --k 64 --b 64 --w 1000
 step "UNIX: the student chooses 48 of 64, the teacher sees only those" $distil
 

@@ -29,18 +29,20 @@ model_dict = {
     "ShuffleV1": ShuffleV1,
     "ShuffleV2": ShuffleV2,
 }
+NAMES = list(model_dict)
 
 
 def load_model(path, arch=None):
     """The network that a checkpoint holds, in eval mode on the CPU, and the checkpoint itself.
 
-    arch: a name of model_dict, for checkpoints that do not say theirs; the class count is read from the weights.
+    arch: a name of model_dict, for checkpoints that do not say one; the class count is read from the weights.
     Raises CheckpointError where the file holds no weights, or those of another network than it says.
     """
     checkpoint = read_checkpoint(path)
-    arch = checkpoint.get("arch", arch)
-    if arch not in model_dict:
-        raise CheckpointError(f"{path}: does not say its architecture, or an unknown one ({arch}); name it")
+    if checkpoint.get("arch") in NAMES:
+        arch = checkpoint["arch"]
+    if arch not in NAMES:
+        raise CheckpointError(f"{path}: does not say which network it holds; name it (--teacher-arch)")
     classes = num_classes(checkpoint["state_dict"])
     if classes is None:
         raise CheckpointError(f"{path}: not the weights of {arch}, it has no linear classifier")

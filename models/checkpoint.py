@@ -4,11 +4,22 @@ import hashlib
 import pickle
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
-class CheckpointError(ValueError):
+class CheckpointError(OSError):
     """A file that does not hold the weights it should. The message is one line and says what to do."""
+
+
+number = np.float64(0).__reduce__()[0]  # what a pickled numpy number is made by; its module's name has changed
+NUMPY_NUMBERS = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
+    (number, "numpy.core.multiarray.scalar"),
+    (number, "numpy._core.multiarray.scalar"),
+]
+"""Harmless objects that released checkpoints hold beside their weights: accuracies and epochs as numpy numbers."""
 
 
 def read_checkpoint(path):
@@ -23,7 +34,8 @@ def read_checkpoint(path):
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         if "Unsupported global" in str(e) or "GLOBAL" in str(e):
             raise CheckpointError(f"{path}: holds more than weights (objects that would run code), not loaded") from e

@@ -21,4 +21,3 @@ def test_published_computation(pair):
 def test_counting():
     assert training_macs(10, 100, trained=3, scored=4) == 3 * (100 + 20) + 4 * 10
     assert training_macs(10, trained=3) == 60
-    assert training_macs(10, 100, trained=3, scored=4, backward=2) == 3 * (100 + 30) + 4 * 10

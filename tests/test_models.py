@@ -1,8 +1,10 @@
 """The 25 networks against their contract, and reading weights."""
 
+import hashlib
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import SHARED
@@ -10,34 +12,36 @@ from conftest import SHARED
 from cost import forward_macs
 from models import CheckpointError, load_model, model_dict, read_checkpoint
 
-SIZES = {  # parameters, and millions of multiply-accumulates of a 32x32 image
-    "resnet8": (83892, 12.507),
-    "resnet14": (181108, 26.663),
-    "resnet20": (278324, 40.819),
-    "resnet32": (472756, 69.13),
-    "resnet44": (667188, 97.442),
-    "resnet56": (861620, 125.754),
-    "resnet110": (1736564, 253.156),
-    "resnet8x4": (1233540, 177.071),
-    "resnet14x4": (2783620, 403.564),
-    "resnet32x4": (7433860, 1083.041),
-    "ResNet18": (11220132, 555.469),
-    "ResNet34": (21328292, 1159.449),
-    "ResNet50": (23705252, 1298.014),
-    "wrn_16_1": (180916, 26.663),
-    "wrn_16_2": (703284, 101.118),
-    "wrn_40_1": (569780, 83.286),
-    "wrn_40_2": (2255156, 327.611),
-    "vgg8": (3965028, 96.193),
-    "vgg11": (9277284, 209.439),
-    "vgg13": (9462180, 284.936),
-    "vgg16": (14774436, 398.182),
-    "vgg19": (20086692, 511.429),
-    "MobileNetV2": (812836, 6.524),
-    "ShuffleV1": (949258, 38.691),
-    "ShuffleV2": (1355528, 44.504),
+CONTRACT = {
+    # parameters, millions of multiply-accumulates of a 32x32 image, and the start of the SHA-256 of the lines that
+    # contract_lines() makes: names and shapes of the state dict in order, then shapes of the features
+    "resnet8": (83892, 12.507, "94622f63cb6eed1e"),
+    "resnet14": (181108, 26.663, "2a343e2eb9c1a280"),
+    "resnet20": (278324, 40.819, "b56225565f187a95"),
+    "resnet32": (472756, 69.13, "cc6832a8c6b1785f"),
+    "resnet44": (667188, 97.442, "55f6f9d8729b5bdb"),
+    "resnet56": (861620, 125.754, "bedd35309129dd34"),
+    "resnet110": (1736564, 253.156, "0a2eda1f2e731d49"),
+    "resnet8x4": (1233540, 177.071, "45d1afe03fa009d6"),
+    "resnet14x4": (2783620, 403.564, "e71854b344d4947c"),
+    "resnet32x4": (7433860, 1083.041, "7b57cfe1ada30ff6"),
+    "ResNet18": (11220132, 555.469, "6a580ec552818375"),
+    "ResNet34": (21328292, 1159.449, "bdfff8dd8527db67"),
+    "ResNet50": (23705252, 1298.014, "1883a9bf2cee771f"),
+    "wrn_16_1": (180916, 26.663, "8a231d30003213d1"),
+    "wrn_16_2": (703284, 101.118, "02a3a3662618cab6"),
+    "wrn_40_1": (569780, 83.286, "8d127b731c3bab34"),
+    "wrn_40_2": (2255156, 327.611, "0bffd953e85d7518"),
+    "vgg8": (3965028, 96.193, "0da7e422361df6f6"),
+    "vgg11": (9277284, 209.439, "4ea843af43971755"),
+    "vgg13": (9462180, 284.936, "eadcac204f5c7932"),
+    "vgg16": (14774436, 398.182, "217465364b34a2e6"),
+    "vgg19": (20086692, 511.429, "a45492c6241f663e"),
+    "MobileNetV2": (812836, 6.524, "9583a9f21c6a3db8"),
+    "ShuffleV1": (949258, 38.691, "d430bda4501b781e"),
+    "ShuffleV2": (1355528, 44.504, "3049b00aafe8b2bd"),
 }
-NAMES = list(SIZES)
+NAMES = list(CONTRACT)
 
 
 def images(n=2, size=32):
@@ -48,23 +52,25 @@ def test_all_25_are_there():
     assert sorted(model_dict) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_size(name):
-    model = model_dict[name](num_classes=100)
-    assert (sum(p.numel() for p in model.parameters()), round(forward_macs(name) / 1e6, 3)) == SIZES[name]
+def contract_lines(name):
+    model = model_dict[name]().eval()
+    state = [f"{key} {'x'.join(map(str, tensor.shape)) or 'scalar'}" for key, tensor in model.state_dict().items()]
+    features, _ = model(images(), is_feat=True)
+    return state, [list(feature.shape[1:]) for feature in features]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
-    path = SHARED / "spec" / "models.json"
-    if not path.exists():
-        pytest.skip("the full contract is not part of the repository")
-    contract = json.loads(path.read_text())[name]
-    model = model_dict[name]().eval()
-    state = [f"{key} {'x'.join(map(str, tensor.shape)) or 'scalar'}" for key, tensor in model.state_dict().items()]
-    assert state == contract["state"]
-    features, _ = model(images(), is_feat=True)
-    assert [list(feature.shape[1:]) for feature in features] == contract["features"]
+    params, mmacs, digest = CONTRACT[name]
+    assert sum(p.numel() for p in model_dict[name](num_classes=100).parameters()) == params
+    assert round(forward_macs(name) / 1e6, 3) == mmacs
+    state, features = contract_lines(name)
+    lines = "\n".join([*state, *map(str, features)])
+    assert hashlib.sha256(lines.encode()).hexdigest().startswith(digest), lines
+    full = SHARED / "spec" / "models.json"
+    if full.exists():
+        contract = json.loads(full.read_text())[name]
+        assert (state, features) == (contract["state"], contract["features"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,6 +147,18 @@ def test_released_weights_load(tmp_path, wrap):
     assert wrap == "bare" or checkpoint["epoch"] == 240
 
 
+@pytest.mark.parametrize("arch", ["resnet8_cifar", ["resnet8"], None])
+def test_a_foreign_arch_is_no_hindrance(tmp_path, arch):
+    path = save(tmp_path / "x.pth", {"state_dict": model_dict["resnet8"]().state_dict(), "arch": arch})
+    assert load_model(path, "resnet8")[1]["arch"] == "resnet8"
+
+
+def test_numpy_numbers_beside_the_weights(tmp_path):
+    numbers = {"best_acc": np.float64(75.5), "acc": np.float32(70), "epoch": np.int64(240)}
+    path = save(tmp_path / "x.pth", {"model": model_dict["resnet8"]().state_dict(), **numbers})
+    assert load_model(path, "resnet8")[1]["best_acc"] == 75.5
+
+
 def test_what_the_checkpoint_says_comes_before_the_caller(tmp_path):
     path = save(tmp_path / "x.pth", {"state_dict": model_dict["resnet8"]().state_dict(), "arch": "resnet8"})
     assert load_model(path, "vgg8")[1]["arch"] == "resnet8"
@@ -185,7 +203,7 @@ def test_unusable_checkpoints(tmp_path):
         ("resnet20", "without layer1"),
         ("vgg8", "without block0"),
         (None, "name it"),
-        ("resnet9", "resnet9"),
+        ("resnet9", "name it"),
     ],
 )
 def test_weights_of_another_network(tmp_path, arch, message):

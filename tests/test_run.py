@@ -29,8 +29,9 @@ EFFECTS = (  # every flag that changes a result, with a value that is not its de
     "--val-limit 100, --holdout 100, --precision fp32, --precision bf16"
 )
 STUDENT_EFFECTS = (
-    "--k 40, --b 16, --w 1000, --w 10.5, --strategy 1, --T 2, --kd-weight 0.5, --ce-weight 0.5, --other-distill AT, "
-    "--other-distill SP, --teacher-ckpt last, --student-arch resnet8, --teacher-path teacher_resnet32x4_seed1"
+    "--k 40, --b 16, --w 1000, --w 10.5, --w 10.000001, --strategy 1, --T 2, --kd-weight 0.5, --ce-weight 0.5, "
+    "--other-distill AT, --other-distill SP, --teacher-ckpt last, --student-arch resnet8, "
+    "--teacher-path teacher_resnet32x4_seed1"
 )
 
 
@@ -50,6 +51,20 @@ def test_every_flag_is_either_without_effect_or_in_the_name(program):
     assert given - {"-h", "--help", "--arch", "--teacher-arch"} <= named | without
     for flag, value in (("--save-interval", "7"), ("--data-root", "x"), ("--experiments", "x"), ("--gpu-id", "-1")):
         assert name(program, flag, value) == name(program)
+
+
+def test_long_names_are_cut_and_stay_apart(tmp_path):
+    folders = []
+    for end in "ab":
+        with Run(tmp_path, "x" * 400 + end, config(), "student", "resnet8") as run:
+            folders.append(run.folder)
+    assert len(set(folders)) == 2 and all(len(folder.name) == 200 and folder.is_dir() for folder in folders)
+
+
+def test_a_link_s_own_name_tells(tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "teacher_vgg13").symlink_to(tmp_path / "weights")
+    assert arch_in_name(tmp_path / "teacher_vgg13") == "vgg13"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +94,7 @@ def test_find_checkpoint(tmp_path):
     for stem in ("best", "best_old", "040", "140", "240"):
         (tmp_path / "ckpt" / f"{stem}.pth").touch()
     assert find_checkpoint(tmp_path, "best").name == "best.pth"
-    assert find_checkpoint(tmp_path, "240").name == "240.pth"
+    assert find_checkpoint(tmp_path, "240").name == find_checkpoint(tmp_path, "240.pth").name == "240.pth"
     assert find_checkpoint(tmp_path, "old").name == "best_old.pth"
     with pytest.raises(CheckpointError, match="several: 040, 140, 240"):
         find_checkpoint(tmp_path, "40")
@@ -95,7 +110,7 @@ def config(**settings):
 
 
 def open_run(folder, settings, **more):
-    with Run(folder, settings, "student", "resnet8", **more):
+    with Run(folder.parent, folder.name, settings, "student", "resnet8", **more):
         pass
 
 
@@ -123,7 +138,7 @@ def test_which_checkpoints_are_kept(tmp_path):
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     settings = config(epoch=7, save_interval=3, milestones=[4])
-    with Run(tmp_path / "run", settings, "teacher", "resnet8") as run:
+    with Run(tmp_path, "run", settings, "teacher", "resnet8") as run:
         run.restore(model, optimizer)
         for acc in (1, 5, 2, 5, 3, 4, 2):
             model.weight.data.fill_(len(run.rows))

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 
 from dataset import Split, normalize
 from models import model_dict
-from utils import Meters, Parser, choose_device, correct, evaluate, hours, learning_rate, number
+from utils import (
+    Meters,
+    Parser,
+    autocast,
+    choose_device,
+    choose_precision,
+    correct,
+    evaluate,
+    hours,
+    learning_rate,
+    number,
+)
 
 
 def test_number():
@@ -92,6 +103,34 @@ def test_missing_gpu(monkeypatch, capsys, visible, gpu_id):
     with pytest.raises(SystemExit) as exit:
         choose_device(Parser("x"), gpu_id)
     assert exit.value.code == 2 and f"there is no GPU {gpu_id}" in capsys.readouterr().err
+
+
+def test_a_gpu_that_fails_is_said_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def old_driver(device):
+        raise RuntimeError("The NVIDIA driver on your system is too old\nmore")
+
+    monkeypatch.setattr(torch.cuda, "set_device", old_driver)
+    with pytest.raises(SystemExit):
+        choose_device(Parser("x"), None)
+    err = capsys.readouterr().err
+    assert "too old" in err and "-1 is the CPU" in err and err.count("\n") == 1
+
+
+def test_precision(monkeypatch, capsys):
+    cpu = torch.device("cpu")
+    assert choose_precision("bf16", cpu) == "bf16" and choose_precision("fp32", cpu) == "fp32"
+    for native in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        capsys.readouterr()
+        assert choose_precision("auto", cpu) == ("bf16" if native else "fp32")
+        assert ("bf16 (native" if native else "fp32 (no native") in capsys.readouterr().out
+    model, images = model_dict["resnet8"](), torch.zeros(2, 3, 32, 32)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with autocast(cpu, precision)():
+            assert model(images).dtype == dtype
 
 
 def test_hours():

@@ -1,0 +1,218 @@
+"""Kill and damage a small run at random, resume it until it is done, and compare it bit by bit with one left alone.
+
+    python benchmarks/faults.py --rounds 30 --seed 0
+
+A round: the distillation of a resnet8 on synthetic data is started, killed after a random time by SIGKILL, SIGTERM or
+SIGINT, and with even odds a random file of its folder is truncated, altered or deleted; this up to four times, then it
+runs to its end. Weights, optimizer, best checkpoint, counter, metrics, TensorBoard and result have to be those of the
+undisturbed run (times excepted).
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import student_v0
+import teacher
+from utils import entry
+
+QUICK = "--dataset synthetic --train-limit 1040 --val-limit 200 --epoch 4 --milestones 3 --gpu-id -1 --precision fp32"
+
+
+def start(main, flags, log, before=lambda: None):
+    """Fork a process that runs main(flags) as the program would, its output in `log`. Returns its pid.
+
+    Forking spares the seconds that importing torch takes. before: called in the process first.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["student_v0.py", *flags]
+    code = 1
+    try:
+        before()
+        entry(lambda: main(flags))
+        code = 0
+    except SystemExit as e:
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+        else:
+            code = e.code or 0
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def wait(pid):
+    """The exit code of a process as a shell gives it: 128 + signal where one killed it."""
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status if status >= 0 else 128 - status
+
+
+def damage(path, rng):
+    """Truncate, alter or delete a file. Returns which."""
+    size = path.stat().st_size
+    how = rng.choice(["truncated", "altered", "deleted"])
+    if how == "deleted":
+        path.unlink()
+    elif how == "truncated":
+        os.truncate(path, rng.randrange(max(size, 1)))
+    else:
+        content = bytearray(path.read_bytes())
+        for _ in range(8):
+            if content:
+                content[rng.randrange(len(content))] ^= 1 + rng.randrange(255)
+        path.write_bytes(content)
+    return how
+
+
+# ------------------------------------------------------------------------------------------------------- comparing
+
+
+def flatten(content, name=""):
+    """{path in the structure: numpy array or plain value} of nested dicts, lists and tensors."""
+    if isinstance(content, dict):
+        return {k: v for key, entry in content.items() for k, v in flatten(entry, f"{name}/{key}").items()}
+    if isinstance(content, (list, tuple)):
+        return {k: v for i, entry in enumerate(content) for k, v in flatten(entry, f"{name}/{i}").items()}
+    return {name: content.numpy() if torch.is_tensor(content) else content}
+
+
+def scalars(folder):
+    """[(tag, epoch, value), ...] of a run's TensorBoard files, in order; read by their own record format."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted((folder / "events").iterdir()):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            content = content[16 + length :]
+    return found
+
+
+def outcome(folder):
+    """Everything that a finished run leaves and that has to repeat, flat."""
+    states = {name: torch.load(folder / "ckpt" / f"student_{name}.pth", weights_only=True) for name in ("last", "best")}
+    with (folder / "metrics.csv").open() as f:
+        metrics = list(csv.DictReader(f))
+    content = {
+        **states,
+        "metrics": metrics,
+        "counter": torch.from_numpy(np.load(folder / "counter.npy")),
+        "result": json.loads((folder / "result.json").read_text()),
+        "events": scalars(folder),
+    }
+    timed = ("seconds", "images_per_second", "checksum", "experiments")
+    return {name: value for name, value in flatten(content).items() if not any(word in name for word in timed)}
+
+
+def differences(one, other):
+    """Names under which two outcomes differ in a bit."""
+    names = [name for name in one if name not in other] + [name for name in other if name not in one]
+    same = [name for name in one if name in other]
+    return names + [name for name in same if np.asarray(one[name]).tobytes() != np.asarray(other[name]).tobytes()]
+
+
+# ---------------------------------------------------------------------------------------------------------- rounds
+
+
+class Bench:
+    """A teacher, and the undisturbed run that every round is compared with, in a folder of their own."""
+
+    def __init__(self, folder):
+        self.folder, self.log = folder, folder / "log"
+        main_flags = ["--arch", "resnet8", *QUICK.split(), "--experiments", str(folder)]
+        assert wait(start(teacher.main, main_flags, self.log)) == 0, self.log.read_text()
+        (self.teacher,) = folder.glob("teacher_*")
+        begin = time.monotonic()
+        self.reference = folder / "undisturbed"
+        assert self.run(self.reference) == 0, self.log.read_text()
+        self.seconds = time.monotonic() - begin
+        self.expected = outcome(self.run_folder(self.reference))
+
+    def start(self, experiments, before=lambda: None):
+        flags = ["--teacher-path", str(self.teacher), "--student-arch", "resnet8", *QUICK.split()]
+        return start(student_v0.main, [*flags, "--experiments", str(experiments)], self.log, before)
+
+    def run(self, experiments, before=lambda: None):
+        """Run to the end, or to whatever `before` brings about. Returns the exit code."""
+        return wait(self.start(experiments, before))
+
+    def run_folder(self, experiments):
+        (folder,) = experiments.glob("v0_*")
+        return folder
+
+    def differences(self, experiments):
+        return differences(self.expected, outcome(self.run_folder(experiments)))
+
+    def random_round(self, experiments, rng):
+        """One round. Returns (kills by signal name, damages, names that differ)."""
+        kills, damages = {}, 0
+        for _ in range(rng.randint(1, 4)):
+            pid = self.start(experiments)
+            time.sleep(rng.uniform(0, self.seconds))
+            number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+            os.kill(pid, number)
+            code = wait(pid)
+            if code == 0:  # it was done before
+                continue
+            assert code == 128 + number, f"exit code {code} after {number.name}\n{self.log.read_text()}"
+            kills[number.name] = kills.get(number.name, 0) + 1
+            files = [path for path in experiments.rglob("*") if path.is_file() and path.name != ".lock"]
+            if files and rng.random() < 0.5:
+                path = rng.choice(sorted(files))
+                how = damage(path, rng)
+                with self.log.open("a") as log:
+                    print(f"[{how} {path.name}]", file=log)
+                damages += 1
+        code = self.run(experiments)
+        assert code == 0, f"exit code {code}\n{self.log.read_text()}"
+        return kills, damages, self.differences(experiments)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng, kills, damages, different = random.Random(args.seed), {}, 0, 0
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    bench = Bench(folder)
+    for i in range(args.rounds):
+        experiments = folder / f"round{i}"
+        round_kills, round_damages, names = bench.random_round(experiments, rng)
+        for name, count in round_kills.items():
+            kills[name] = kills.get(name, 0) + count
+        damages += round_damages
+        different += bool(names)
+        print(f"round {i + 1}: kills {round_kills}, damages {round_damages}, differences {names[:5]}", flush=True)
+        if not names:
+            shutil.rmtree(experiments)
+    print(f"{args.rounds} rounds, kills {kills}, {damages} damages, {different} rounds that differ")
+    if different:
+        sys.exit(f"see {folder}")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
