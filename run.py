@@ -338,9 +338,11 @@ def write_file(path, content, keep=None):
             f.write(content)
             f.flush()
             os.fsync(f.fileno())
-    except OSError:
+    except OSError as e:
         part.unlink(missing_ok=True)
-        raise
+        raise OSError(
+            f"{path} could not be written ({e.strerror}); what was saved before stays, and the same command resumes it"
+        ) from e
     if keep and path.exists():
         path.replace(keep)
     part.replace(path)

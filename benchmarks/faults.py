@@ -1,6 +1,7 @@
 """Kill and damage a small run at random, resume it until it is done, and compare it bit by bit with one left alone.
 
-    python benchmarks/faults.py --rounds 30 --seed 0
+    python benchmarks/faults.py --rounds 30 --seed 0    random faults
+    python benchmarks/faults.py --each                   each kind of fault once, at its worst moment
 
 A round: the distillation of a resnet8 on synthetic data is started, killed after a random time by SIGKILL, SIGTERM or
 SIGINT, and with even odds a random file of its folder is truncated, altered or deleted; this up to four times, then it
@@ -13,6 +14,7 @@ import csv
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -25,11 +27,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import loop
 import student_v0
 import teacher
 from utils import entry
 
-QUICK = "--dataset synthetic --train-limit 1040 --val-limit 200 --epoch 4 --milestones 3 --gpu-id -1 --precision fp32"
+QUICK = (
+    "--dataset synthetic --train-limit 136 --val-limit 100 --epoch 4 --milestones 3 --batch-size 16 "
+    "--gpu-id -1 --precision fp32"
+)
+DISTIL = "--student-arch resnet8 --k 12 --b 8"
+STEPS = 9  # of an epoch
 
 
 def start(main, flags, log, before=lambda: None):
@@ -151,7 +159,7 @@ class Bench:
         self.expected = outcome(self.run_folder(self.reference))
 
     def start(self, experiments, before=lambda: None):
-        flags = ["--teacher-path", str(self.teacher), "--student-arch", "resnet8", *QUICK.split()]
+        flags = ["--teacher-path", str(self.teacher), *DISTIL.split(), *QUICK.split()]
         return start(student_v0.main, [*flags, "--experiments", str(experiments)], self.log, before)
 
     def run(self, experiments, before=lambda: None):
@@ -170,7 +178,7 @@ class Bench:
         kills, damages = {}, 0
         for _ in range(rng.randint(1, 4)):
             pid = self.start(experiments)
-            time.sleep(rng.uniform(0, self.seconds))
+            time.sleep(rng.uniform(0, self.seconds / 2))
             number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
             os.kill(pid, number)
             code = wait(pid)
@@ -190,14 +198,151 @@ class Bench:
         return kills, damages, self.differences(experiments)
 
 
+# ------------------------------------------------------------------------------------------------ each kind, once
+
+
+def at_step(n, act):
+    """A `before` that does act() in the run's n-th training step, counted over the epochs from 1."""
+
+    def before():
+        step, count = student_v0.Distiller.step, iter(range(1, 1000))
+
+        def counting(self, *args):
+            stats = step(self, *args)
+            if next(count) == n:
+                act(stats)
+            return stats
+
+        student_v0.Distiller.step = counting
+
+    return before
+
+
+def at_write(n, act):
+    """A `before` that does act() in place of the n-th replacing of a file."""
+
+    def before():
+        replace, count = Path.replace, iter(range(1, 1000))
+        Path.replace = lambda path, target: act(None) if next(count) == n else replace(path, target)
+
+    return before
+
+
+def at_validation(n, act):
+    """A `before` that does act() in the n-th validation."""
+
+    def before():
+        evaluate, count = loop.evaluate, iter(range(1, 1000))
+
+        def counting(*args):
+            if next(count) == n:
+                act(None)
+            return evaluate(*args)
+
+        loop.evaluate = counting
+
+    return before
+
+
+def send(*numbers):
+    def act(_):
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return act
+
+
+def fill_disk(_):
+    """From here on the kernel refuses files of more than 100 kB; a state has ten times that."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def not_a_number(stats):
+    stats["train/loss"] = stats["train/loss"] * float("nan")
+
+
+TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+INTERRUPTIONS = {  # kind: (before, exit code, words that the program says)
+    "SIGTERM in a step": (at_step(STEPS + 4, send(TERM)), 143, "stopped by SIGTERM in epoch 2 after step 4, saved"),
+    "SIGINT in a step": (at_step(STEPS + 4, send(INT)), 130, "stopped by SIGINT in epoch 2 after step 4, saved"),
+    "SIGTERM in the first step": (at_step(1, send(TERM)), 143, "in epoch 1 after step 1, saved"),
+    "SIGTERM in an epoch's last step": (at_step(2 * STEPS, send(TERM)), 143, "in epoch 2 after step 9, saved"),
+    "SIGTERM in validation": (at_validation(2, send(TERM)), 143, "stopped by SIGTERM after epoch 2, saved"),
+    "SIGINT twice": (at_step(STEPS + 4, send(INT, INT)), 130, "once more stops at once"),
+    "SIGKILL in a step": (at_step(2 * STEPS + 4, send(KILL)), 137, ""),
+    **{f"SIGKILL at file {n}": (at_write(n, send(KILL)), 137, "") for n in range(1, 12)},
+    "disk full": (at_step(STEPS + 4, fill_disk), 1, "student_last.pth could not be written (File too large); what was"),
+    "loss not finite": (at_step(STEPS + 4, not_a_number), 1, "the loss was not finite in epoch 2, step 4: stopped"),
+}
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def alter(path):
+    """One bit, in the middle: of a state, in its weights."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = {  # kind: (what is done to which files, words that the program says when it resumes)
+    f"{how.__name__} {files}": (how, files, words)
+    for how, files, words in [
+        (truncate, "ckpt/student_last.pth", "going back to the state before"),
+        (alter, "ckpt/student_last.pth", "going back to the state before"),
+        (Path.unlink, "ckpt/student_last.pth", "resuming"),
+        (truncate, "ckpt/student_last.pth ckpt/student_previous.pth", "no sound state is left, starting over"),
+        (alter, "ckpt/student_best.pth", "resuming"),
+        (Path.unlink, "ckpt/student_best.pth counter.npy metrics.csv", "resuming"),
+        (truncate, "counter.npy metrics.csv", "resuming"),
+        (truncate, "config.json", "is damaged, written anew"),
+    ]
+}
+
+
+def each(bench):
+    """{kind: (exit codes of the faulty and the resumed run, what both said, names that differ)} of every kind."""
+    rounds = {kind: (before, None) for kind, (before, _, _) in INTERRUPTIONS.items()}
+    for kind, (how, files, _) in DAMAGES.items():
+        rounds[kind] = (at_step(3 * STEPS + 4, send(KILL)), (how, files))
+    for kind, (before, harm) in rounds.items():
+        experiments = bench.folder / kind.replace("/", " ")
+        bench.log.write_text("")
+        codes = [bench.run(experiments, before)]
+        said = bench.log.read_text()
+        if harm:
+            for file in harm[1].split():
+                harm[0](bench.run_folder(experiments) / file)
+            bench.log.write_text("")
+        codes.append(bench.run(experiments))
+        yield kind, codes, bench.log.read_text() if harm else said, bench.differences(experiments)
+
+    experiments = bench.folder / "second process"
+    bench.log.write_text("")
+    first = bench.start(experiments, at_step(STEPS + 4, send(signal.SIGSTOP)))
+    os.waitpid(first, os.WUNTRACED)
+    codes = [bench.run(experiments)]
+    os.kill(first, KILL)
+    wait(first)
+    codes.append(bench.run(experiments))
+    yield "second process", codes, bench.log.read_text(), bench.differences(experiments)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--each", action="store_true")
     args = parser.parse_args()
     rng, kills, damages, different = random.Random(args.seed), {}, 0, 0
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     bench = Bench(folder)
+    if args.each:
+        for kind, codes, said, names in each(bench):
+            print(json.dumps({"kind": kind, "codes": codes, "said": said, "differences": names}), flush=True)
+        return shutil.rmtree(folder)
     for i in range(args.rounds):
         experiments = folder / f"round{i}"
         round_kills, round_damages, names = bench.random_round(experiments, rng)
