@@ -61,7 +61,10 @@ class StopRequest:
         """End the program if a signal came. where: in words, what was just saved."""
         if self.signal is not None:
             name = signal.Signals(self.signal).name
-            print(f"stopped by {name} {where}, saved; the same command goes on from there", file=sys.stderr)
+            print(
+                f"stopped by {name} {where}, saved; the same command (without --fresh) goes on from there",
+                file=sys.stderr,
+            )
             sys.exit(128 + self.signal)
 
 
@@ -74,8 +77,10 @@ def fit(args, run, data, learner, cast):
     model, optimizer = learner.model, learner.optimizer
     steps = -(-len(data.train) // args.batch_size)
     saved = run.restore(model, optimizer)
-    learner.load_state(saved["learner"]) if saved else None
-    begun = saved and saved["begun"]  # of an epoch that was interrupted
+    begun = None  # where an epoch that was interrupted stands
+    if saved:
+        learner.load_state(saved["learner"])
+        begun = saved["begun"]
     progress = Progress(learner.tag, args, len(data.train), len(run.rows), begun["step"] if begun else 0)
     with StopRequest() as stop:
         for epoch in range(len(run.rows) + 1, args.epoch + 1):
