@@ -18,6 +18,15 @@ PADDING = 4
 MEAN = (0.5071, 0.4866, 0.4409)
 STD = (0.2675, 0.2565, 0.2761)
 EVAL_BATCH = 500
+CLASSES = (  # CIFAR-100's fine labels, in order
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+).split()
 
 
 class DataError(OSError):
@@ -44,6 +53,12 @@ def augment(images, offsets, flips):
 def normalize(images, mean, std):
     """(n, 32, 32, 3) uint8 -> (n, 3, 32, 32) float32, channels last in memory, (x / 255 - mean) / std per channel."""
     return (images.float().div_(255).sub_(mean).div_(std)).permute(0, 3, 1, 2)
+
+
+def from_picture(picture):
+    """A PIL image of any size as a network's input: (1, 3, 32, 32) float32, scaled and normalised."""
+    pixels = torch.from_numpy(np.array(picture.convert("RGB").resize((SIZE, SIZE))))
+    return normalize(pixels[None], torch.tensor(MEAN), torch.tensor(STD))
 
 
 # ---------------------------------------------------------------------------------------------------------- splits

@@ -8,7 +8,7 @@ import torch
 
 from models import read_checkpoint
 from run import RunError
-from utils import Meters, Progress, evaluate, learning_rate
+from utils import Meters, Progress, evaluate, learning_rate, process_seconds
 
 
 class Learner:
@@ -28,8 +28,8 @@ class Learner:
         raise NotImplementedError
 
     def end_epoch(self, epoch, meters, centres):
-        """After validation, which gave the class centres (see evaluate). Returns further entries of the epoch's row."""
-        return {}
+        """After validation, which gave the class centres (see evaluate). Returns what the run cost, see cost.spent."""
+        raise NotImplementedError
 
     def state(self):
         """What resuming needs besides weights and optimizer: tensors, numbers, lists and dicts."""
@@ -92,6 +92,7 @@ def fit(args, run, data, learner, cast):
             finite_steps = torch.tensor(steps, device=data.train.labels.device)
             batches = data.train.training_batches(args.batch_size, args.seed, epoch, begun["step"])
             for i, (images, labels, indices) in enumerate(batches, begun["step"]):
+                run.startup_seconds = run.startup_seconds or process_seconds()
                 stats = learner.step(i, images, labels, indices)
                 for name, values in stats.items():
                     meters.add(name, values)
@@ -108,7 +109,7 @@ def fit(args, run, data, learner, cast):
             row = meters.means()
             trained = time.monotonic()
             row["val/cls_loss"], row["val/cls_acc"], centres = evaluate(model, data.val, cast)
-            row |= learner.end_epoch(epoch, meters, centres)
+            row |= {f"cost/{name}": value for name, value in learner.end_epoch(epoch, meters, centres).items()}
             row |= {"lr": optimizer.param_groups[0]["lr"], "train_seconds": trained - start}
             row["val_seconds"] = time.monotonic() - trained
             run.end_epoch(model, optimizer, row, learner.state())

@@ -95,7 +95,7 @@ class Run:
             name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self.folder, self.config, self.kind, self.arch, self.fresh = experiments / name, config, kind, arch, fresh
         self.prefix = "student_" if kind == "student" else ""
-        self.rows, self.best_weights, self.events = [], None, None
+        self.rows, self.best_weights, self.events, self.startup_seconds = [], None, None, None
         there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise RunError(f"{self.folder} cannot be made: {there} is no folder that may be written to")
@@ -260,7 +260,9 @@ class Run:
             "epochs": len(self.rows),
             "train_seconds": train_seconds,
             "val_seconds": sum(row["val_seconds"] for row in self.rows),
+            "startup_seconds": self.startup_seconds,
             "images_per_second": images_per_epoch * len(self.rows) / train_seconds,
+            **{name.removeprefix("cost/"): value for name, value in self.rows[-1].items() if name.startswith("cost/")},
             **more,
         }
         write_json(self.folder / "result.json", result)
@@ -271,6 +273,12 @@ class Run:
         result = self.result
         best, epoch, last = (result[name] for name in ("best_acc", "best_epoch", "last_acc"))
         print(f"{self.folder}: best {best:.2f} % (epoch {epoch}), last {last:.2f} %")
+        cost = f"{result['train_macs'] / 1e12:.2f} TMAC"
+        if result["teacher_queries"]:
+            one, two = (100 * result[name] for name in ("computation", "computation_usual"))
+            cost = f"the teacher saw {result['teacher_queries']:,} images; {cost}, {one:.1f} % of KD's"
+            cost += f" ({two:.1f} % if backward counts as two forwards)"
+        print(f"{cost}; {result['train_seconds']:.1f} s of training at {result['images_per_second']:.0f} images/s")
         if "test_acc_best" in result:
             print(
                 f"on the test images: best epoch {result['test_acc_best']:.2f} %, last {result['test_acc_last']:.2f} %"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import dataset
-from cost import forward_macs, training_macs
+from cost import COUNTINGS, computation, forward_macs, spent
 from loop import Learner, final_test, fit
 from losses import FEATURE_LOSSES, OTHER_WEIGHT, check_features, kd_loss, mixed_cross_entropy
 from models import CheckpointError, load_model, model_dict
@@ -44,6 +44,7 @@ from utils import (
     entry,
     evaluate,
     number,
+    peak_memory,
 )
 
 # ----------------------------------------------------------------------------------------------------------- flags
@@ -134,11 +135,13 @@ def warn_of_seen_holdout(args, teacher_settings):
 class Distiller(Learner):
     """The training step: score, select and mix, learn.
 
-    counter_path: where counter.npy goes (see the head of this file), None for no counter.
+    macs: (student's, teacher's) forward_macs. counter_path: where counter.npy goes (see the head of this file), None
+    for no counter.
     """
 
-    def __init__(self, student, teacher, optimizer, selector, cast, args, data, counter_path):
+    def __init__(self, student, teacher, optimizer, selector, cast, args, data, macs, counter_path):
         super().__init__(student, optimizer)
+        self.macs = macs
         self.teacher, self.selector, self.cast, self.args = teacher, selector, cast, args
         self.train, self.counter_path = data.train, counter_path
         self.counter = torch.zeros(0, data.train_size, dtype=torch.uint8)
@@ -211,7 +214,9 @@ class Distiller(Learner):
         self.counter = torch.cat([self.counter, self.counted.cpu()[None]])
         self.counted.zero_()
         self.save_counter()
-        return {"teacher_queries": meters.counts["train/t_entropy"]}
+        drawn = epoch * len(self.train)
+        scored = drawn if self.selector.needs_scores else 0
+        return spent(*self.macs, epoch * meters.counts["train/t_entropy"], scored, drawn)
 
     def save_counter(self):
         if self.counter_path is None:
@@ -281,25 +286,35 @@ def main(argv=None):
     optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
 
+    macs = forward_macs(args.student_arch), forward_macs(teacher_arch)
+    print(cost_line(args, selector, *macs))
+
     # training
     with run:
         counter_path = run.folder / "counter.npy" if selector.needs_scores else None
-        fit(args, run, data, Distiller(student, teacher, optimizer, selector, cast, args, data, counter_path), cast)
-        fs, ft = forward_macs(args.student_arch), forward_macs(teacher_arch)
-        queries = sum(row["teacher_queries"] for row in run.rows)
-        drawn = len(data.train) * args.epoch
-        macs = training_macs(fs, ft, trained=queries, scored=drawn if selector.needs_scores else 0)
+        learner = Distiller(student, teacher, optimizer, selector, cast, args, data, macs, counter_path)
+        fit(args, run, data, learner, cast)
         run.finish(
             len(data.train),
             **final_test(run, student, data.test, cast),
+            peak_memory_bytes=peak_memory(device),
             teacher_acc=teacher_acc,
-            teacher_queries=queries,
-            student_macs=fs,
-            teacher_macs=ft,
-            train_macs=macs,
-            computation=macs / training_macs(fs, ft, trained=drawn),
+            student_macs=macs[0],
+            teacher_macs=macs[1],
         )
     run.summarize()
+
+
+def cost_line(args, selector, fs, ft):
+    """What a step will cost beside ordinary distillation, in words."""
+    one, two = (
+        100 * computation(fs, ft, args.k, args.batch_size, selector.needs_scores, backward)
+        for backward in COUNTINGS.values()
+    )
+    return (
+        f"cost: forward {ft / 1e6:.1f} (teacher) and {fs / 1e6:.1f} (student) million multiply-accumulates, ratio "
+        f"{ft / fs:.2f}; computation {one:.1f} % of KD's, {two:.1f} % if backward counts as two forwards"
+    )
 
 
 def check_pairing(parser, other_distill, student, teacher):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import dataset
-from cost import forward_macs, training_macs
+from cost import forward_macs, spent
 from loop import Learner, final_test, fit
 from models import model_dict
 from run import Run, describe, differences
@@ -24,6 +24,7 @@ from utils import (
     choose_precision,
     correct,
     entry,
+    peak_memory,
 )
 
 
@@ -32,9 +33,9 @@ class Classifier(Learner):
 
     tag = "train/cls_"
 
-    def __init__(self, model, optimizer, cast):
+    def __init__(self, model, optimizer, cast, macs):
         super().__init__(model, optimizer)
-        self.cast = cast
+        self.cast, self.macs = cast, macs
 
     def step(self, i, images, labels, indices):
         with self.cast():
@@ -44,6 +45,9 @@ class Classifier(Learner):
         losses.mean().backward()
         self.optimizer.step()
         return {"train/cls_loss": losses, "train/cls_acc": correct(logits, labels)}
+
+    def end_epoch(self, epoch, meters, centres):
+        return spent(self.macs, trained=epoch * meters.counts["train/cls_loss"])
 
 
 def flags():
@@ -74,15 +78,14 @@ def main(argv=None):
 
     # training
     with run:
-        fit(args, run, data, Classifier(model, optimizer, cast), cast)
-        macs = forward_macs(args.arch)
+        learner = Classifier(model, optimizer, cast, forward_macs(args.arch))
+        fit(args, run, data, learner, cast)
         run.finish(
             len(data.train),
             **final_test(run, model, data.test, cast),
+            peak_memory_bytes=peak_memory(device),
             teacher_acc=None,
-            teacher_queries=0,
-            student_macs=macs,
-            train_macs=training_macs(macs, trained=len(data.train) * args.epoch),
+            student_macs=learner.macs,
         )
     run.summarize()
 

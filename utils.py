@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import os
+import resource
 import sys
 import time
 from contextlib import nullcontext
@@ -279,6 +281,23 @@ class Progress:
 
     def close(self):
         self.bar.close()
+
+
+def process_seconds():
+    """Seconds since this process was started, its imports included; None where the system (not Linux) does not say."""
+    try:
+        ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]  # field 22, since boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return None
+
+
+def peak_memory(device):
+    """The most bytes that were in use: of the GPU's memory by tensors, on the CPU by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def hours(seconds):

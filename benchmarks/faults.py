@@ -130,7 +130,7 @@ def outcome(folder):
         "result": json.loads((folder / "result.json").read_text()),
         "events": scalars(folder),
     }
-    timed = ("seconds", "images_per_second", "checksum", "experiments")
+    timed = ("seconds", "images_per_second", "peak_memory", "checksum", "experiments")
     return {name: value for name, value in flatten(content).items() if not any(word in name for word in timed)}
 
 

@@ -31,6 +31,7 @@ STATISTICS = {
     for group in ("s_select", "s_else", "s_all", "t")
     for measure in ("confidence", "margin", "entropy")
 } | {"train/acc", "train/loss", "train/center_dist"}  # fmt: skip
+COST = ("teacher_queries", "train_macs", "train_macs_usual", "computation", "computation_usual")
 
 
 def distil(trained_teacher, experiments, *flags, quick=QUICK):
@@ -99,7 +100,11 @@ def test_teacher_files(trained_teacher):
     assert result["best_acc"] == max(accuracies) and result["last_acc"] == accuracies[-1] and result["epochs"] == 2
     assert result["best_epoch"] == accuracies.index(max(accuracies)) + 1
     events = scalars(trained_teacher)
-    assert set(events) == {"train/cls_loss", "train/cls_acc", "val/cls_loss", "val/cls_acc"}
+    cost = {"cost/teacher_queries", "cost/train_macs", "cost/train_macs_usual"}
+    assert set(events) == {"train/cls_loss", "train/cls_acc", "val/cls_loss", "val/cls_acc"} | cost
+    macs = forward_macs("resnet8")
+    assert (result["teacher_queries"], result["train_macs"]) == (0, 2 * 640 * 2 * macs)
+    assert result["train_macs_usual"] == 2 * 640 * 3 * macs and "computation" not in result
     for tag, values in events.items():
         assert [step for step, _ in values] == [1, 2]
         assert [value for _, value in values] == pytest.approx([float(row[tag]) for row in metrics], rel=1e-5)
@@ -118,15 +123,21 @@ def test_student_files_of_unix(trained_teacher, tmp_path):
     )
     result, metrics = read(folder)
     events = scalars(folder)
-    assert set(events) == STATISTICS | {"val/cls_loss", "val/cls_acc"}
+    assert set(events) == STATISTICS | {"val/cls_loss", "val/cls_acc"} | {f"cost/{name}" for name in COST}
     # no validation pass comes before the first epoch, so there are no class centres in it
     assert [step for step, _ in events["train/center_dist"]] == [2] and metrics[0]["train/center_dist"] == ""
     assert all([step for step, _ in events[tag]] == [1, 2] for tag in events if tag != "train/center_dist")
 
     assert result["teacher_queries"] == 2 * (8 * 48 + 16)
     fs = ft = forward_macs("resnet8")
-    expected = (400 * (ft + 2 * fs) + 528 * fs) / (528 * (ft + 2 * fs))  # kept, and scored
-    assert result["computation"] == pytest.approx(expected)
+    for ending, c in (("", 1), ("_usual", 2)):
+        spent, kd = 400 * (ft + (1 + c) * fs) + 528 * fs, 528 * (ft + (1 + c) * fs)  # kept, and scored
+        assert result[f"train_macs{ending}"] == 2 * spent and result[f"computation{ending}"] == pytest.approx(
+            spent / kd
+        )
+        assert [value for _, value in events[f"cost/train_macs{ending}"]] == pytest.approx([spent, 2 * spent])
+    assert [value for _, value in events["cost/teacher_queries"]] == [400, 800]
+    assert 1e8 < result["peak_memory_bytes"] < 1e11 and result["startup_seconds"] > 0
     counter = np.load(folder / "counter.npy")
     assert counter.shape == (2, 528) and counter.max() == 1
     assert counter.sum(1).tolist() == [8 * 32 + 16] * 2 and (counter[0] != counter[1]).any()
@@ -167,7 +178,7 @@ def test_ordinary_distillation_costs_what_it_costs(trained_teacher, tmp_path, mo
     evaluations = 2  # one batch of 200 an epoch
     assert forwards == {"student": 2 * 10 + evaluations, "teacher": 2 * 10}
     result, _ = read(folder)
-    assert result["teacher_queries"] == 2 * 640 and result["computation"] == 1
+    assert result["teacher_queries"] == 2 * 640 and result["computation"] == result["computation_usual"] == 1
     assert STATISTICS - set(scalars(folder)) == {f"train/s_else_{m}" for m in ("confidence", "margin", "entropy")}
     assert not (folder / "counter.npy").exists()  # nothing was uncertain to anyone
 
@@ -182,7 +193,9 @@ def distiller_of(student, teacher_model, *flags):
     selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
     optimizer = torch.optim.SGD(student.parameters(), 0.05, 0.9, weight_decay=5e-4)
     data = dataset.load("synthetic", None, "cpu", 64, 1)
-    distiller = student_v0.Distiller(student.train(), teacher_model, optimizer, selector, nullcontext, args, data, None)
+    distiller = student_v0.Distiller(
+        student.train(), teacher_model, optimizer, selector, nullcontext, args, data, (1, 1), None
+    )
     distiller.start_epoch(1)
     return distiller
 

@@ -150,7 +150,7 @@ def test_which_checkpoints_are_kept(tmp_path):
     assert (best["epoch"], best["acc"], best["arch"]) == (2, 5, "resnet8") and best["state_dict"]["weight"].item() == 1
     assert run.result == {
         "best_acc": 5, "best_epoch": 2, "last_acc": 2, "epochs": 7, "train_seconds": 7, "val_seconds": 3.5,
-        "images_per_second": 10,
+        "images_per_second": 10, "startup_seconds": None,
     }  # fmt: skip
 
 

@@ -1,12 +1,16 @@
 """utils.py: flags' types, schedule, meters, evaluation."""
 
 import argparse
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 
 from dataset import Split, normalize
 from models import model_dict
@@ -131,6 +135,14 @@ def test_precision(monkeypatch, capsys):
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with autocast(cpu, precision)():
             assert model(images).dtype == dtype
+
+
+def test_process_seconds():
+    """In a process of its own, between what this one sees of its beginning and end."""
+    code = "import time; time.sleep(0.5); import utils; print(utils.process_seconds())"
+    start = time.monotonic()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout
+    assert 0.5 < float(out) < time.monotonic() - start + 0.05
 
 
 def test_hours():
