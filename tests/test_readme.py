@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_classifying_a_picture(trained_teacher, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(code.splitlines()) == 5
+    assert sum(map(bool, code.splitlines())) == 5
     (path,) = re.findall(r'load_model\("(.*?)"\)', code)
     (tmp_path / path).parent.mkdir(parents=True)
     shutil.copy(trained_teacher / "ckpt" / "best.pth", tmp_path / path)
