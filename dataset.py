@@ -4,6 +4,7 @@ What is random in a batch follows from (seed, epoch, step) alone, so a run can b
 processes without keeping any generator's state.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,13 +162,17 @@ def cifar100(root):
 
     Downloads what is missing. Raises DataError.
     """
+    root = Path(root)
+    was_there, folder = root.exists(), root / CIFAR100.base_folder
     try:
         train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))
     except Exception as e:  # torchvision lets URLError, HTTPError, RuntimeError, PermissionError, ... through
-        folder = Path(root) / CIFAR100.base_folder
-        found = "there is incomplete, altered or unreadable" if folder.exists() else "is not there"
+        found = "incomplete, altered or unreadable" if folder.exists() else "missing"
+        if not was_there:
+            with suppress(OSError):
+                root.rmdir()  # torchvision made it for the download
         raise DataError(
-            f"CIFAR-100 was looked for in {folder} and {found}, and downloading it failed "
+            f"CIFAR-100 in {folder} is {found}, and downloading it failed "
             f"({str(e).splitlines()[0] if str(e) else type(e).__name__}). "
             f"Get {CIFAR100.url} by hand and unpack it in {root}, or name another folder with --data-root, "
             f"or try --dataset synthetic, which needs nothing."

@@ -141,7 +141,8 @@ def message_of(root):
 
 def test_missing_data_says_where_it_was_looked_for_and_what_to_do(tmp_path, no_site):
     message = message_of(tmp_path / "data")
-    assert str(tmp_path / "data" / "cifar-100-python") in message and "is not there" in message
+    assert f"{tmp_path / 'data' / 'cifar-100-python'} is missing" in message
+    assert not (tmp_path / "data").exists()
 
 
 def test_altered_data_is_not_used(tmp_path, no_site):
@@ -149,5 +150,5 @@ def test_altered_data_is_not_used(tmp_path, no_site):
     folder.mkdir()
     for name in ("train", "test", "meta"):
         (folder / name).write_bytes(b"not the official file")
-    assert "incomplete, altered" in message_of(tmp_path)
+    assert "is incomplete, altered" in message_of(tmp_path)
     assert (folder / "train").read_bytes() == b"not the official file"
