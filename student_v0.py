@@ -73,7 +73,7 @@ def flags():
     add("--b", type=number(int, 1, MANY), default=32,
         help="rank at which mixing reaches half its strength; lower mixes more images (32)")
     add("--w", type=number(float, 0), default=10.0,
-        help="steepness of the mixing over the ranks (10; 1000 is a step at b, which the published runs did not use)")
+        help="steepness of the mixing over the ranks (10, as in every published UNIX run; 1000 is a step at b)")
     add("--T", type=number(float, above=0), default=4.0,
         help="temperature of the distillation loss; higher tells more of the unlikely classes (4)")
     add("--kd-weight", type=number(float, 0), default=1.0,
