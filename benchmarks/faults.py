@@ -271,7 +271,7 @@ INTERRUPTIONS = {  # kind: (before, exit code, words that the program says)
     "SIGINT twice": (at_step(STEPS + 4, send(INT, INT)), 130, "once more stops at once"),
     "SIGKILL in a step": (at_step(2 * STEPS + 4, send(KILL)), 137, ""),
     **{f"SIGKILL at file {n}": (at_write(n, send(KILL)), 137, "") for n in range(1, 12)},
-    "disk full": (at_step(STEPS + 4, fill_disk), 1, "student_last.pth could not be written (File too large); what was"),
+    "disk full": (at_step(STEPS + 4, fill_disk), 1, ".pth could not be written (File too large); what was saved"),
     "loss not finite": (at_step(STEPS + 4, not_a_number), 1, "the loss was not finite in epoch 2, step 4: stopped"),
 }
 
