@@ -163,14 +163,15 @@ def cifar100(root):
     Downloads what is missing. Raises DataError.
     """
     root = Path(root)
-    was_there, folder = root.exists(), root / CIFAR100.base_folder
+    folder = root / CIFAR100.base_folder
+    not_there = [path for path in (root, *root.parents) if not path.exists()]
     try:
         train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))
     except Exception as e:  # torchvision lets URLError, HTTPError, RuntimeError, PermissionError, ... through
         found = "incomplete, altered or unreadable" if folder.exists() else "missing"
-        if not was_there:
+        for made in not_there:  # by torchvision, for the download
             with suppress(OSError):
-                root.rmdir()  # torchvision made it for the download
+                made.rmdir()
         raise DataError(
             f"CIFAR-100 in {folder} is {found}, and downloading it failed "
             f"({str(e).splitlines()[0] if str(e) else type(e).__name__}). "

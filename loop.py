@@ -8,7 +8,7 @@ import torch
 
 from models import read_checkpoint
 from run import RunError
-from utils import Meters, Progress, evaluate, learning_rate, process_seconds
+from utils import Meters, Progress, evaluate, learning_rate, process_seconds, say
 
 
 class Learner:
@@ -55,16 +55,13 @@ class StopRequest:
         if self.signal is not None:
             sys.exit(128 + number)
         self.signal = number
-        print("stopping after this step; once more stops at once", file=sys.stderr)
+        say("stopping after this step; once more stops at once")
 
     def leave(self, where):
         """End the program if a signal came. where: in words, what was just saved."""
         if self.signal is not None:
             name = signal.Signals(self.signal).name
-            print(
-                f"stopped by {name} {where}, saved; the same command (without --fresh) goes on from there",
-                file=sys.stderr,
-            )
+            say(f"stopped by {name} {where}, saved; the same command (without --fresh) goes on from there")
             sys.exit(128 + self.signal)
 
 
@@ -74,7 +71,7 @@ def fit(args, run, data, learner, cast):
     run: see run.Run. data: see dataset.Data. cast: see utils.autocast.
     Raises RunError at a loss that is not finite; what was saved before stays.
     """
-    model, optimizer = learner.model, learner.optimizer
+    model, optimizer, device = learner.model, learner.optimizer, data.train.labels.device
     steps = -(-len(data.train) // args.batch_size)
     saved = run.restore(model, optimizer)
     begun = None  # where an epoch that was interrupted stands
@@ -88,8 +85,8 @@ def fit(args, run, data, learner, cast):
             learner.start_epoch(epoch)
             model.train()
             begun = begun or {"step": 0, "seconds": 0, "meters": None}
-            start, meters = time.monotonic() - begun["seconds"], Meters(begun["meters"])
-            finite_steps = torch.tensor(steps, device=data.train.labels.device)
+            start, meters = time.monotonic() - begun["seconds"], Meters(begun["meters"], device)
+            finite_steps = torch.tensor(steps, device=device)
             batches = data.train.training_batches(args.batch_size, args.seed, epoch, begun["step"])
             for i, (images, labels, indices) in enumerate(batches, begun["step"]):
                 run.startup_seconds = run.startup_seconds or process_seconds()
@@ -100,12 +97,12 @@ def fit(args, run, data, learner, cast):
                 finite_steps = torch.where(finite, finite_steps, finite_steps.clamp(max=i))
                 progress.step(len(images), meters)
                 if stop.signal:
-                    check_finite(run, epoch, finite_steps, steps)
+                    check_finite(run, model, epoch, finite_steps, steps)
                     begun = {"step": i + 1, "seconds": time.monotonic() - start, "meters": meters.state()}
                     run.save(model, optimizer, learner.state(), begun)
                     stop.leave(f"in epoch {epoch} after step {i + 1}")
             begun = None
-            check_finite(run, epoch, finite_steps, steps)
+            check_finite(run, model, epoch, finite_steps, steps)
             row = meters.means()
             trained = time.monotonic()
             row["val/cls_loss"], row["val/cls_acc"], centres = evaluate(model, data.val, cast)
@@ -131,10 +128,16 @@ def final_test(run, model, test, cast):
     return {"test_acc_best": best, "test_acc_last": last}
 
 
-def check_finite(run, epoch, finite_steps, steps):
-    """Raises RunError where the loss of a step of this epoch was not finite. finite_steps: steps before the first."""
+def check_finite(run, model, epoch, finite_steps, steps):
+    """Before saving: raises RunError where the loss of a step of this epoch, or a weight by now, is not finite.
+
+    finite_steps: steps before the first such loss.
+    """
+    weights = [tensor.isfinite().all() for tensor in model.state_dict().values() if tensor.is_floating_point()]
     if finite_steps < steps:
-        raise RunError(
-            f"the loss was not finite in epoch {epoch}, step {finite_steps + 1}: stopped, {run.folder} keeps the state "
-            f"before; try a smaller --lr, or --precision fp32"
-        )
+        what = f"the loss was not finite in epoch {epoch}, step {finite_steps + 1}"
+    elif not torch.stack(weights).all():
+        what = f"weights are no longer finite in epoch {epoch}"
+    else:
+        return
+    raise RunError(f"{what}: stopped, {run.folder} keeps the state before; try a smaller --lr, or --precision fp32")

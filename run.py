@@ -29,6 +29,9 @@ from models import CheckpointError, checksum, model_dict, read_checkpoint
 WITHOUT_EFFECT = {"save_interval", "gpu_id", "data_root", "experiments", "fresh", "debug"}
 """Flags that do not change a run's result."""
 
+RESULT = {"best_acc", "best_epoch", "last_acc", "teacher_queries", "train_macs", "train_seconds", "images_per_second"}
+"""What every result.json has."""
+
 LONGEST_NAME = 200  # file systems take 255 bytes
 
 
@@ -87,7 +90,7 @@ class Run:
     is resumed, or with fresh=True moved aside.
     Raises RunError where the folder cannot be made, holds a run of other settings, or is in use by another process.
 
-    What resuming needs is all in the last state; every other file is made from it again.
+    What resuming needs is all in the last state; every other file but the numbered checkpoints is made from it again.
     """
 
     def __init__(self, experiments, name, config, kind, arch, fresh=False):
@@ -110,6 +113,9 @@ class Run:
             print(f"the earlier run is now {aside}")
         (self.folder / "ckpt").mkdir(parents=True, exist_ok=True)
         self.lock = lock(self.folder)
+        self.check_same_settings()  # once more: another process may have been here since
+        if self.result is not None:
+            raise RunError(f"{self.folder} has been finished by another process meanwhile")
         if read_json(self.folder / "config.json") is None:
             write_json(self.folder / "config.json", self.config)
         return self
@@ -145,7 +151,9 @@ class Run:
     @property
     def result(self):
         """The result of a finished run, else None."""
-        return read_json(self.folder / "result.json")
+        result = read_json(self.folder / "result.json")
+        sound = isinstance(result, dict) and set(result) >= RESULT
+        return result if sound else None
 
     @property
     def best(self):
@@ -173,6 +181,7 @@ class Run:
         self.events = SummaryWriter(str(self.folder / "events"))
         for row in self.rows:
             self.log(row)
+        self.write_metrics()
         return saved
 
     def state_files(self):
@@ -183,9 +192,14 @@ class Run:
         paths = self.state_files()
         for path in paths:
             try:
-                return read_checkpoint(path)
+                saved = read_checkpoint(path)
             except CheckpointError as e:
                 print(f"warning: {e}; going back to the state before", file=sys.stderr)
+                path.replace(path.with_suffix(".damaged"))  # never to take a sound one's place as `previous`
+                continue
+            if not {"optimizer", "rows", "best", "learner", "begun"} <= set(saved):
+                raise RunError(f"{path} is of another origin; --experiments names another place")
+            return saved
         if paths:
             print("warning: no sound state is left, starting over", file=sys.stderr)
         return None
@@ -232,17 +246,18 @@ class Run:
         if epoch % settings["save_interval"] == 0 or epoch in [*settings["milestones"], settings["epoch"]]:
             write_checkpoint(self.checkpoint(f"{epoch:03d}"), weights)
         self.save(model, optimizer, learner)
+        self.write_metrics()
         self.log(self.rows[-1])
 
     def log(self, row):
-        """To TensorBoard and metrics.csv, which is written whole, with every row until this one."""
+        """Write a row to TensorBoard."""
         for tag, value in row.items():
             if "/" in tag:
                 self.events.add_scalar(tag, value, row["epoch"])
         self.events.flush()
-        self.write_metrics()
 
     def write_metrics(self):
+        """metrics.csv, whole."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -326,7 +341,9 @@ def lock(folder):
     file = (folder / ".lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if not os.path.samestat(os.fstat(file.fileno()), (folder / ".lock").stat()):
+            raise BlockingIOError  # the folder was moved aside meanwhile, and there is a new one
+    except (BlockingIOError, FileNotFoundError):
         file.seek(0)
         raise RunError(f"{folder} is in use by another process ({file.read().strip()})") from None
     file.truncate(0)
@@ -348,9 +365,8 @@ def write_file(path, content, keep=None):
             os.fsync(f.fileno())
     except OSError as e:
         part.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} could not be written ({e.strerror}); what was saved before stays, and the same command resumes it"
-        ) from e
+        resume = "what was saved before stays, and the same command (without --fresh) resumes it"
+        raise OSError(f"{path} could not be written ({e.strerror}); {resume}") from e
     if keep and path.exists():
         path.replace(keep)
     part.replace(path)

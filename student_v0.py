@@ -122,6 +122,7 @@ def load_teacher(parser, args):
 def warn_of_seen_holdout(args, teacher_settings):
     """A teacher that trained on the images held out here makes the choice of the best epoch less honest: say so."""
     split = ("dataset", "train_limit", "holdout", "seed")
+    teacher_settings = teacher_settings if isinstance(teacher_settings, dict) else {}
     if args.holdout and any(teacher_settings.get(flag) != getattr(args, flag) for flag in split):
         print(
             "warning: the teacher was not trained with the same --holdout, --seed and data: it may have seen images "
@@ -282,7 +283,7 @@ def main(argv=None):
     student = student.to(device, memory_format=torch.channels_last)
     _, teacher_acc, _ = evaluate(teacher, data.val, cast)
     print(f"teacher {teacher_arch} ({teacher_file}): {teacher_acc:.2f} % on the validation images")
-    warn_of_seen_holdout(args, checkpoint.get("settings", {}))
+    warn_of_seen_holdout(args, checkpoint.get("settings"))
     optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
 

@@ -4,9 +4,10 @@ import argparse
 import math
 import os
 import resource
+import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -117,16 +118,30 @@ def check_shared_flags(parser, args):
         parser.error(f"argument --holdout: {args.holdout} of {train_size} training images leaves too few to train on")
 
 
+def say(line):
+    """A line on stderr, if anybody is there to read it: a closed pipe is no reason to fail."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def entry(main):
-    """Run a program's main(); an error of the world (files, data, weights) is one line on stderr and exit code 1."""
+    """Run a program's main(); an error of the world (files, data, weights) is one line on stderr and exit code 1.
+
+    SIGTERM and SIGINT end it with one line and 128 + signal, what was saved stays; see loop.StopRequest for training.
+    """
+
+    def stop(number, _):
+        say("stopped; the same command goes on from what is saved")
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     try:
         main()
     except (OSError, torch.OutOfMemoryError) as e:
         if "--debug" in sys.argv:
             raise
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(e).split())}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 # ---------------------------------------------------------------------------------- device, precision and schedule
@@ -144,7 +159,8 @@ def choose_device(parser, gpu_id):
     device = torch.device("cuda", gpu_id or 0)
     try:
         torch.cuda.set_device(device)
-    except RuntimeError as e:  # a driver too old, a card that fell off the bus
+        torch.empty(1, device=device)
+    except RuntimeError as e:  # a driver too old, a card that is full or another's alone
         parser.error(f"argument --gpu-id: GPU {device.index} cannot be used ({str(e).splitlines()[0]}); -1 is the CPU")
     return device
 
@@ -183,17 +199,18 @@ def learning_rate(args, epoch):
 class Meters:
     """Means over an epoch. Sums stay on the device; the host asks for them all at once.
 
-    state: what state() of earlier meters gave, to go on from there.
+    state: what state() of earlier meters gave, to go on from there on `device`.
     """
 
-    def __init__(self, state=None):
-        self.sums, self.counts = ({**part} for part in state) if state else ({}, {})
+    def __init__(self, state=None, device=None):
+        sums, counts = state or ({}, {})
+        self.sums, self.counts = {name: total.to(device) for name, total in sums.items()}, {**counts}
 
     def add(self, name, values):
         """values: (m,) tensor, one a sample. An empty one adds nothing, and a name that never got any has no mean."""
         if len(values):
             total = values.detach().double().sum()
-            self.sums[name] = self.sums[name].to(total.device) + total if name in self.sums else total
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
             self.counts[name] = self.counts.get(name, 0) + len(values)
 
     def means(self):

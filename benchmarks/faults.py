@@ -11,6 +11,7 @@ undisturbed run (times excepted).
 
 import argparse
 import csv
+import gc
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,8 @@ def start(main, flags, log, before=lambda: None):
             print(e.code, file=sys.stderr)
         else:
             code = e.code or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -261,6 +265,20 @@ def not_a_number(stats):
     stats["train/loss"] = stats["train/loss"] * float("nan")
 
 
+def ruin_weights(_):
+    """What an overflowing update does behind a loss that was finite."""
+    learner = next(o for o in gc.get_objects() if isinstance(o, student_v0.Distiller))
+    next(learner.model.parameters()).data.fill_(float("nan"))
+
+
+def close_stderr(_):
+    """Whoever read the program's messages is gone, as `tee` is after Ctrl-C."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 2)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 INTERRUPTIONS = {  # kind: (before, exit code, words that the program says)
     "SIGTERM in a step": (at_step(STEPS + 4, send(TERM)), 143, "stopped by SIGTERM in epoch 2 after step 4, saved"),
@@ -272,6 +290,8 @@ INTERRUPTIONS = {  # kind: (before, exit code, words that the program says)
     "SIGKILL in a step": (at_step(2 * STEPS + 4, send(KILL)), 137, ""),
     **{f"SIGKILL at file {n}": (at_write(n, send(KILL)), 137, "") for n in range(1, 12)},
     "disk full": (at_step(STEPS + 4, fill_disk), 1, ".pth could not be written (File too large); what was saved"),
+    "weights not finite": (at_step(2 * STEPS, ruin_weights), 1, "weights are no longer finite in epoch 2: stopped"),
+    "stderr gone": (at_step(STEPS + 4, close_stderr), 143, ""),
     "loss not finite": (at_step(STEPS + 4, not_a_number), 1, "the loss was not finite in epoch 2, step 4: stopped"),
 }
 

@@ -1,7 +1,9 @@
 """Reading weights from disk: ours, and those that other projects released for the same networks."""
 
 import hashlib
+import io
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +30,18 @@ def read_checkpoint(path):
     Returns a dict with at least `state_dict` (name -> CPU tensor). Our own checkpoints also say `arch`, `epoch`, `acc`
     and the `settings` of their run. Weights may lie under `state_dict`, under `model` (as other projects release
     them) or be the whole file; a `module.` before every name (left by DataParallel) is taken off.
-    Raises CheckpointError.
+    Raises CheckpointError, or OSError where the file cannot be read at all.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    file = io.BytesIO(path.read_bytes())
     try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except pickle.UnpicklingError as e:
         if "Unsupported global" in str(e) or "GLOBAL" in str(e):
             raise CheckpointError(f"{path}: holds more than weights (objects that would run code), not loaded") from e
@@ -47,12 +53,17 @@ def read_checkpoint(path):
     if "checksum" in content and content.pop("checksum") != checksum(content):
         raise CheckpointError(f"{path}: a damaged checkpoint (its content does not have its checksum)")
     state_dict = next((content[key] for key in ("state_dict", "model") if key in content), content)
-    if not isinstance(state_dict, dict) or not state_dict or not all(map(torch.is_tensor, state_dict.values())):
+    if not isinstance(state_dict, dict) or not state_dict or not all(map(is_weight, state_dict.items())):
         raise CheckpointError(f"{path}: holds no weights (neither `state_dict` nor `model`)")
     if all(name.startswith("module.") for name in state_dict):
         state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     extra = {} if state_dict is content else content
     return {**extra, "state_dict": state_dict}
+
+
+def is_weight(item):
+    name, tensor = item
+    return isinstance(name, str) and torch.is_tensor(tensor) and tensor.layout == torch.strided
 
 
 def checksum(content):

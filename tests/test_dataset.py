@@ -140,9 +140,9 @@ def message_of(root):
 
 
 def test_missing_data_says_where_it_was_looked_for_and_what_to_do(tmp_path, no_site):
-    message = message_of(tmp_path / "data")
-    assert f"{tmp_path / 'data' / 'cifar-100-python'} is missing" in message
-    assert not (tmp_path / "data").exists()
+    message = message_of(tmp_path / "a" / "data")
+    assert f"{tmp_path / 'a' / 'data' / 'cifar-100-python'} is missing" in message
+    assert not (tmp_path / "a").exists()
 
 
 def test_altered_data_is_not_used(tmp_path, no_site):

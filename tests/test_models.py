@@ -192,7 +192,15 @@ def test_unusable_checkpoints(tmp_path):
         with pytest.raises(CheckpointError, match=message) as error:
             read_checkpoint(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
-    for content in ([1, 2], {"epoch": 3}, {"state_dict": {}}, {"state_dict": {"a": 1}}):
+    sparse = {"a": torch.eye(2).to_sparse()}
+    for content in (
+        [1, 2],
+        {0: torch.ones(1)},
+        {"model": sparse},
+        {"epoch": 3},
+        {"state_dict": {}},
+        {"state_dict": {"a": 1}},
+    ):
         with pytest.raises(CheckpointError, match="no weights"):
             read_checkpoint(save(tmp_path / "other.pth", content))
 

@@ -342,6 +342,28 @@ def test_repeating_and_resuming_end_in_the_same_bits(trained_teacher, tmp_path, 
     assert (folder / "result.json").stat().st_mtime_ns == before and "best" in capsys.readouterr().out
 
 
+def test_a_teacher_in_bf16_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    flags = f"--arch resnet8 {QUICK} --epoch 3 --precision bf16 --holdout 100 --experiments".split()
+    teacher.main([*flags, str(tmp_path / "a")])
+    saved = teacher.Run.end_epoch
+
+    def stop_after_one(self, *args, **kwargs):
+        saved(self, *args, **kwargs)
+        if len(self.rows) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(teacher.Run, "end_epoch", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        teacher.main([*flags, str(tmp_path / "b")])
+    monkeypatch.undo()
+    teacher.main([*flags, str(tmp_path / "b")])
+    (whole,), (resumed,) = ((tmp_path / name).iterdir() for name in "ab")
+    for name in ("last.pth", "best.pth"):
+        ours, theirs = weights(resumed, name), weights(whole, name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert read(resumed)[0]["test_acc_best"] == read(whole)[0]["test_acc_best"]
+
+
 def test_seeds_differ(trained_teacher, tmp_path):
     one = distil(trained_teacher, tmp_path, "--epoch 1 --milestones")
     other = distil(trained_teacher, tmp_path, "--epoch 1 --milestones --seed 1")

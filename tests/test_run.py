@@ -1,5 +1,6 @@
 """run.py: names, folders and files of runs."""
 
+import fcntl
 import json
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import student_v0
 import teacher
 from models import CheckpointError
-from run import Run, RunError, arch_in_name, differences, find_checkpoint, write_file
+from run import Run, RunError, arch_in_name, differences, find_checkpoint, lock, write_file
 
 
 def name(program, *flags):
@@ -134,6 +135,53 @@ def test_a_downloaded_teacher_is_not_overwritten(tmp_path):
     assert (tmp_path / "ckpt" / "best.pth").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("result", ["{}", "[]", "{", '{"best_acc": 1}'])
+def test_a_damaged_result_is_no_result(tmp_path, result):
+    open_run(tmp_path / "run", config())
+    (tmp_path / "run" / "result.json").write_text(result)
+    with Run(tmp_path, "run", config(), "student", "resnet8") as run:
+        assert run.result is None and not run.finished
+
+
+def test_a_foreign_last_checkpoint_is_not_taken_for_a_state(tmp_path):
+    (tmp_path / "ckpt").mkdir()
+    torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "ckpt" / "student_last.pth")
+    with (
+        pytest.raises(RunError, match="another origin"),
+        Run(tmp_path.parent, tmp_path.name, config(), "student", "resnet8") as run,
+    ):
+        run.restore(None, None)
+
+
+def test_a_damaged_state_never_takes_the_sound_one_s_place(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        with Run(tmp_path, "run", config(), "student", "resnet8") as run:
+            run.restore(model, optimizer)
+            run.save(model, optimizer, {})
+            run.save(model, optimizer, {})
+            folder = run.folder / "ckpt"
+            (folder / "student_last.pth").write_bytes(b"damaged")
+    with Run(tmp_path, "run", config(), "student", "resnet8") as run:
+        assert run.restore(model, optimizer)["begun"] is None
+        assert (folder / "student_previous.pth").stat().st_size > 100 and not (folder / "student_last.pth").exists()
+
+
+def test_a_folder_moved_aside_while_waiting_for_its_lock_is_not_taken(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    flock = fcntl.flock
+
+    def moved_meanwhile(file, how):
+        flock(file, how)
+        (tmp_path / "run").rename(tmp_path / "aside")
+        (tmp_path / "run").mkdir()
+
+    monkeypatch.setattr(fcntl, "flock", moved_meanwhile)
+    with pytest.raises(RunError, match="in use"):
+        lock(tmp_path / "run")
+
+
 def test_which_checkpoints_are_kept(tmp_path):
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -143,14 +191,14 @@ def test_which_checkpoints_are_kept(tmp_path):
         for acc in (1, 5, 2, 5, 3, 4, 2):
             model.weight.data.fill_(len(run.rows))
             run.end_epoch(model, optimizer, {"val/cls_acc": acc, "train_seconds": 1.0, "val_seconds": 0.5}, {})
-        run.finish(10)
+        run.finish(10, teacher_queries=0, train_macs=1)
     names = sorted(path.name for path in (tmp_path / "run" / "ckpt").iterdir())
     assert names == ["003.pth", "004.pth", "006.pth", "007.pth", "best.pth", "last.pth"]
     best = torch.load(tmp_path / "run" / "ckpt" / "best.pth", weights_only=True)
     assert (best["epoch"], best["acc"], best["arch"]) == (2, 5, "resnet8") and best["state_dict"]["weight"].item() == 1
     assert run.result == {
         "best_acc": 5, "best_epoch": 2, "last_acc": 2, "epochs": 7, "train_seconds": 7, "val_seconds": 3.5,
-        "images_per_second": 10, "startup_seconds": None,
+        "images_per_second": 10, "startup_seconds": None, "teacher_queries": 0, "train_macs": 1,
     }  # fmt: skip
 
 

@@ -97,6 +97,7 @@ def test_classes_without_an_image_have_no_centres():
 def test_choose_device(monkeypatch, capsys, visible, gpu_id, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
     assert str(choose_device(Parser("x"), gpu_id)) == expected
     assert capsys.readouterr().out.count("\n") == (1 if (visible, gpu_id) == (0, None) else 0)
 
