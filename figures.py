@@ -64,11 +64,15 @@ def draw(sections, groups, out, data_root=None):
             "How often each training image was among the b most uncertain of its batch, in percent of the epochs.",
         ),
     ]
-    best = best_selecting(groups)
+    best = best_selecting(groups, data_root)
     if best:
         who = f"the student of {best.folder.name}"
         pictures += [
-            ("images", most_and_least_selected(best, data_root), f"Images selected most and least often by {who}."),
+            (
+                "images",
+                most_and_least_selected(best, data_root),
+                f"Training images selected most and least often by {who}, with their class; of equals the first.",
+            ),
             (
                 "batch",
                 batch(best, data_root),
@@ -80,6 +84,8 @@ def draw(sections, groups, out, data_root=None):
     written = []
     for name, figure, caption in pictures:
         if figure is not None:
+            figure.draw_without_rendering()  # lays out, which takes most of the time: once is enough for both files
+            figure.set_layout_engine("none")
             for suffix in ("svg", "png"):
                 figure.savefig(out / f"{name}.{suffix}", dpi=130, metadata={"Date": None} if suffix == "svg" else None)
             plt.close(figure)
@@ -268,10 +274,11 @@ def selection(sections, data_root):
     return figure
 
 
-def best_selecting(groups):
-    """The most accurate run of UNIX that has a checkpoint, None where there is none."""
-    runs = [run for g in groups if g.method == "UNIX" for run in g.runs if student_file(run).exists()]
-    return max(runs, key=lambda run: run.result["best_acc"], default=None)
+def best_selecting(groups, data_root):
+    """The most accurate run of UNIX whose checkpoint and data are at hand, of CIFAR-100 if there is one; else None."""
+    runs = [run for g in groups if g.method == "UNIX" for run in g.runs]
+    runs.sort(key=lambda run: (run.settings["dataset"] == "cifar100", run.result["best_acc"]), reverse=True)
+    return next((run for run in runs if student_file(run).exists() and training_images(run, data_root)), None)
 
 
 def student_file(run):
@@ -316,11 +323,11 @@ def gallery(figure, grid, images, titles, label):
 
 def most_and_least_selected(run, data_root, count=10):
     """Two rows of training images with class name and how many epochs selected them."""
-    counted, data = selected(run, data_root), training_images(run, data_root)
-    if counted is None or data is None:
+    counted = selected(run, data_root)
+    if counted is None:
         return None
     counts, places = counted
-    images, labels, classes = data
+    images, labels, classes = training_images(run, data_root)
     order = np.argsort(-counts, kind="stable")
     figure = plt.figure(figsize=(11, 3.1))
     grid = figure.add_gridspec(2, 1, left=0.09, right=0.99, bottom=0.02, top=0.88, hspace=0.45)
@@ -337,17 +344,15 @@ def most_and_least_selected(run, data_root, count=10):
 
 def batch(run, data_root):
     """The first batch of the best epoch, as the best student would choose from it."""
-    data = training_images(run, data_root)
-    if data is None:
-        return None
+    pixels, targets, classes = training_images(run, data_root)
     try:
         student, _ = load_model(student_file(run), run.network)
     except (CheckpointError, OSError):
         return None
     s, epoch = run.settings, run.result["best_epoch"]
-    split = dataset.Split(torch.from_numpy(data[0]), torch.from_numpy(data[1]), torch.arange(len(data[0])))
+    split = dataset.Split(torch.from_numpy(pixels), torch.from_numpy(targets), torch.arange(len(targets)))
     if s["holdout"]:
-        split = split[torch.from_numpy(~dataset.holdout_positions(data[1], s["holdout"], s["seed"]))]
+        split = split[torch.from_numpy(~dataset.holdout_positions(targets, s["holdout"], s["seed"]))]
     images, labels, _ = next(split.training_batches(s["batch_size"], s["seed"], epoch))
     lam, partner = draw_mixing(len(split), s["batch_size"], np.random.default_rng((s["seed"], epoch, 1)))
     with torch.no_grad():
@@ -374,23 +379,23 @@ def batch(run, data_root):
     handles = [*entropies, *weights, *edge]
     figure.legend(handles, [h.get_label() for h in handles], loc="upper center", ncols=4, fontsize=8)
 
-    places = np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))
-    shown = [picture(images[chosen.rank[r]]) for r in places]
-    partners = [picture(images[chosen.partner[r]]) if r < k else None for r in places]
-    masks = [
-        np.full((dataset.SIZE, dataset.SIZE, 3), round(255 * float(chosen.mask[r])), np.uint8) if r < k else None
-        for r in places
-    ]
-    mixed = [picture(chosen.images[r]) if r < k else None for r in places]
-    names = [textwrap.shorten(data[2][labels[chosen.rank[r]]], 14) for r in places]
-    partner_names = [textwrap.shorten(data[2][labels[chosen.partner[r]]], 14) if r < k else "dropped" for r in places]
+    shown = np.unique(np.linspace(0, n - 1, min(n, 12)).round().astype(int))
+    kept = shown[shown < k]
+    empty = [None] * (len(shown) - len(kept))
+    blank = [""] * len(empty)
+
+    def named(places):
+        return [textwrap.shorten(classes[labels[place]], 14) for place in places]
+
+    masks = [np.full((dataset.SIZE, dataset.SIZE, 3), round(255 * float(chosen.mask[r])), np.uint8) for r in kept]
     grid = figure.add_gridspec(4, 1, left=0.09, right=0.99, bottom=0.01, top=0.58, hspace=0.3)
-    gallery(figure, grid[0], shown, [f"rank {r}\n{name}" for r, name in zip(places, names)], "ranked")
-    gallery(figure, grid[1], partners, partner_names, "partner")
-    gallery(
-        figure, grid[2], masks, [f"{chosen.mask[r]:.2f}" if r < k else "" for r in places], "mask\n(black 0,\nwhite 1)"
-    )
-    gallery(figure, grid[3], mixed, [""] * len(places), "mixed")
+    ranked = [f"rank {r}\n{name}" for r, name in zip(shown, named(chosen.rank[shown]))]
+    gallery(figure, grid[0], [*map(picture, images[chosen.rank[shown]])], ranked, "ranked")
+    partners = [*map(picture, images[chosen.partner[kept]])]
+    gallery(figure, grid[1], partners + empty, named(chosen.partner[kept]) + ["dropped"] * len(empty), "partner")
+    weights = [f"{weight:.2f}" for weight in chosen.mask[kept]]
+    gallery(figure, grid[2], masks + empty, weights + blank, "mask\n(black 0,\nwhite 1)")
+    gallery(figure, grid[3], [*map(picture, chosen.images[kept])] + empty, [""] * len(shown), "mixed")
     return figure
 
 
