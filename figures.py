@@ -29,6 +29,7 @@ plt.rcParams |= {
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's
 MARKERS = "osD^vP*X<>"
+LETTERS = 11.5  # of the figures' font that surely fit an inch
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -84,8 +85,6 @@ def draw(sections, groups, out, data_root=None):
     written = []
     for name, figure, caption in pictures:
         if figure is not None:
-            figure.draw_without_rendering()  # lays out, which takes most of the time: once is enough for both files
-            figure.set_layout_engine("none")
             for suffix in ("svg", "png"):
                 figure.savefig(out / f"{name}.{suffix}", dpi=130, metadata={"Date": None} if suffix == "svg" else None)
             plt.close(figure)
@@ -99,6 +98,7 @@ def draw(sections, groups, out, data_root=None):
 def style_of(sections):
     """{label: plot style}, the same in every picture."""
     labels = dict.fromkeys(name for section in sections for name, _ in section.rows)
+    labels = sorted(labels, key=lambda name: name not in ("teacher", "alone", "KD", "UNIX"))
     return {
         name: {
             "color": COLOURS[i % len(COLOURS)],
@@ -109,16 +109,25 @@ def style_of(sections):
     }
 
 
-def panels(count, columns, width, height, **more):
-    """A figure of `count` axes, and the axes. width, height: of one, in inches."""
-    columns = min(columns, count)
-    rows = ceil(count / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, **more
-    )
-    for axis in axes.flat[count:]:
-        axis.set_visible(False)
-    return figure, list(axes.flat[:count])
+def panels(titles, columns, width, height):
+    """A figure, and axes in it, one under each title. width, height: of an axes with its labels and title, in inches.
+
+    Placed by sums: matplotlib's own layout takes seconds for a dozen axes.
+    """
+    titles = [wrapped(title, int(width * LETTERS)) for title in titles]
+    columns = min(columns, len(titles))
+    rows = ceil(len(titles) / columns)
+    left, right, bottom, top = 0.7, 0.15, 0.5, 0.15 + 0.16 * max(title.count("\n") + 1 for title in titles)
+    height += top
+    figure = plt.figure(figsize=(width * columns, height * rows))
+    axes = []
+    for i, title in enumerate(titles):
+        row, column = divmod(i, columns)
+        x, y = column * width + left, (rows - 1 - row) * height + bottom
+        box = (x / (width * columns), y / (height * rows))
+        size = ((width - left - right) / (width * columns), (height - bottom - top) / (height * rows))
+        axes.append(figure.add_axes((*box, *size), title=title))
+    return figure, axes
 
 
 def wrapped(text, width):
@@ -131,12 +140,16 @@ def legend_below(figure, axes):
     for axis in axes:
         for handle, name in zip(*axis.get_legend_handles_labels()):
             entries.setdefault(name, handle)
-    width = figure.get_figwidth()
-    per_line = max(1, int(width * 11 / (max(map(len, entries)) + 8)))  # some 11 letters an inch
-    texts = [wrapped(name, int(width * 11) - 8) for name in entries]
-    lines = ceil(sum(text.count("\n") + 1 for text in texts) / per_line)
-    figure.set_figheight(figure.get_figheight() + 0.2 * lines + 0.1)
-    figure.legend(entries.values(), texts, loc="outside lower center", ncols=min(per_line, len(texts)), handlelength=4)
+    letters = int(figure.get_figwidth() * LETTERS) - 8
+    texts = [wrapped(name, letters) for name in entries]
+    per_line = min(len(texts), max(1, letters // (max(map(len, entries)) + 8)))
+    lines = ceil(len(texts) / per_line) * max(text.count("\n") + 1 for text in texts)
+    before, room = figure.get_figheight(), 0.19 * lines + 0.15
+    figure.set_figheight(before + room)
+    for axis in axes:
+        x, y, width, height = axis.get_position().bounds
+        axis.set_position((x, (y * before + room) / (before + room), width, height * before / (before + room)))
+    figure.legend(entries.values(), texts, loc="lower center", ncols=per_line, handlelength=4, borderaxespad=0.2)
 
 
 def epochs_axis(axis, epochs):
@@ -158,7 +171,7 @@ def over_seeds(g, column):
 
 
 def accuracy_against_computation(sections, styles):
-    figure, axes = panels(len(sections), 3, 3.6, 2.9)
+    figure, axes = panels([section.title for section in sections], 3, 3.6, 2.6)
     for axis, section in zip(axes, sections):
         for name, g in section.rows:
             if name == "teacher":
@@ -170,7 +183,6 @@ def accuracy_against_computation(sections, styles):
                 axis.plot(x, y, markersize=3, alpha=0.6, **style)
         axis.margins(0.15)
         axis.set(xlabel="computation of the training, TMAC", ylabel="best accuracy, %")
-        axis.set_title(wrapped(section.title, 42))
     legend_below(figure, axes)
     return figure
 
@@ -179,7 +191,7 @@ def curves(sections, styles):
     drawn = [s for s in sections if any(over_seeds(g, "val/cls_acc") for _, g in s.rows)]
     if not drawn:
         return None
-    figure, axes = panels(2 * len(drawn), 2, 5, 3)
+    figure, axes = panels([title for section in drawn for title in (section.title, "")], 2, 5, 2.8)
     for i, section in enumerate(drawn):
         for axis, column, text in (
             (axes[2 * i], "val/cls_acc", "validation accuracy, %"),
@@ -191,7 +203,6 @@ def curves(sections, styles):
                 epochs = max(epochs, g.settings["epoch"])
             epochs_axis(axis, epochs)
             axis.set_ylabel(text)
-        axes[2 * i].set_title(wrapped(section.title, 60), loc="left")
     legend_below(figure, axes)
     return figure
 
@@ -213,14 +224,13 @@ def uncertainties(sections):
     found = [(s, name, g) for s in sections for name, g in s.rows if over_seeds(g, "train/s_else_entropy")]
     if not found:
         return None
-    figure, axes = panels(len(found), 3, 3.6, 2.9)
-    for axis, (section, name, g) in zip(axes, found):
+    figure, axes = panels([f"{section.title}: {name}" for section, name, _ in found], 3, 3.6, 2.6)
+    for axis, (_, _, g) in zip(axes, found):
         for i, (part, tag) in enumerate(of.items()):
             style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
             line(axis, over_seeds(g, f"train/{tag}_entropy"), part, style)
         epochs_axis(axis, g.settings["epoch"])
         axis.set_ylabel("entropy, nats")
-        axis.set_title(wrapped(f"{section.title}: {name}", 42))
     legend_below(figure, axes)
     return figure
 
@@ -261,15 +271,16 @@ def selection(sections, data_root):
                 found.append((f"{section.title}: {name}", np.concatenate(shares), g.settings["epoch"], len(shares)))
     if not found:
         return None
-    figure, axes = panels(len(found), 3, 3.6, 2.9)
-    for axis, (title, shares, epochs, runs) in zip(axes, found):
-        bins = min(epochs + 1, 41)  # a bar for each possible count where there are few
-        width = 100 / (bins - 1)
-        heights, edges = np.histogram(shares, np.arange(bins + 1) * width - width / 2)
-        axis.bar(edges[:-1], heights / runs, width, align="edge", color="0.75", edgecolor="0.2", linewidth=0.6)
+    figure, axes = panels([title for title, *_ in found], 3, 3.6, 2.6)
+    for axis, (_, shares, epochs, runs) in zip(axes, found):
+        if epochs < 40:  # a bar for each count there can be
+            edges = (np.arange(epochs + 2) - 0.5) * 100 / epochs
+        else:
+            edges = np.linspace(0, 100, 41)
+        heights, _ = np.histogram(shares, edges)
+        axis.stairs(heights / runs, edges, fill=True, facecolor="0.8", edgecolor="0.3")
         axis.axvline(shares.mean(), color="black", linestyle="--", linewidth=1, label="mean")
         axis.set(xlabel="selected, % of the epochs", ylabel="training images")
-        axis.set_title(wrapped(title, 42))
     legend_below(figure, axes)
     return figure
 

@@ -121,7 +121,7 @@ def full_table(section, groups):
 
 def cell(row, name):
     value, spread = row[name], row.get(f"{name}_std")
-    if value is None or isinstance(value, str | int):
+    if value is None or name in ("method", "seeds"):
         return "" if value is None else str(value)
     digits = 1 if name in ("time", "seconds") else 2
     return number(value, digits, "+" if name == "difference" else "") + (
