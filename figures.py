@@ -143,7 +143,8 @@ def legend_below(figure, axes):
     letters = int(figure.get_figwidth() * LETTERS) - 8
     texts = [wrapped(name, letters) for name in entries]
     per_line = min(len(texts), max(1, letters // (max(map(len, entries)) + 8)))
-    lines = ceil(len(texts) / per_line) * max(text.count("\n") + 1 for text in texts)
+    heights = [text.count("\n") + 1 for text in texts]
+    lines = sum(heights) if per_line == 1 else ceil(len(texts) / per_line)
     before, room = figure.get_figheight(), 0.19 * lines + 0.15
     figure.set_figheight(before + room)
     for axis in axes:
@@ -154,7 +155,7 @@ def legend_below(figure, axes):
 
 def epochs_axis(axis, epochs):
     axis.set_xlabel("epoch")
-    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=6, integer=True))
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=5, integer=True))
     axis.set_xlim(1 - 0.02 * epochs, epochs * 1.02)
 
 
@@ -273,10 +274,8 @@ def selection(sections, data_root):
         return None
     figure, axes = panels([title for title, *_ in found], 3, 3.6, 2.6)
     for axis, (_, shares, epochs, runs) in zip(axes, found):
-        if epochs < 40:  # a bar for each count there can be
-            edges = (np.arange(epochs + 2) - 0.5) * 100 / epochs
-        else:
-            edges = np.linspace(0, 100, 41)
+        each = (np.arange(epochs + 2) - 0.5) * 100 / epochs  # a bar for each count there can be
+        edges = each if epochs < 40 else np.linspace(0, 100, 41)
         heights, _ = np.histogram(shares, edges)
         axis.stairs(heights / runs, edges, fill=True, facecolor="0.8", edgecolor="0.3")
         axis.axvline(shares.mean(), color="black", linestyle="--", linewidth=1, label="mean")
@@ -354,7 +353,7 @@ def most_and_least_selected(run, data_root, count=10):
 
 
 def batch(run, data_root):
-    """The first batch of the best epoch, as the best student would choose from it."""
+    """The best epoch's first batch with a lambda above 1/2, where mixing shows, as the best student chooses from it."""
     pixels, targets, classes = training_images(run, data_root)
     try:
         student, _ = load_model(student_file(run), run.network)
@@ -364,12 +363,14 @@ def batch(run, data_root):
     split = dataset.Split(torch.from_numpy(pixels), torch.from_numpy(targets), torch.arange(len(targets)))
     if s["holdout"]:
         split = split[torch.from_numpy(~dataset.holdout_positions(targets, s["holdout"], s["seed"]))]
-    images, labels, _ = next(split.training_batches(s["batch_size"], s["seed"], epoch))
     lam, partner = draw_mixing(len(split), s["batch_size"], np.random.default_rng((s["seed"], epoch, 1)))
+    step = int((lam > 0.5).int().argmax())
+    lam, partner = lam[step], partner.split(s["batch_size"])[step]
+    images, labels, _ = next(split.training_batches(s["batch_size"], s["seed"], epoch, step))
     with torch.no_grad():
         logits = student.train()(images)
     chooser = Selector(s["k"], s["b"], s["w"], s["strategy"], s["batch_size"])
-    chosen = chooser(images, logits, lam[0], partner[: len(images)])
+    chosen = chooser(images, logits, lam, partner)
     entropy = uncertainty(logits, ENTROPY)[chosen.rank]
     n, k = len(images), len(chosen.images)
 
@@ -383,7 +384,7 @@ def batch(run, data_root):
     right.spines.right.set_visible(True)
     right.grid(False)
     right.set(ylabel="partner's weight", ylim=(0, 1))
-    weights = right.plot(ranks[:k], chosen.mask, color="#d55e00", linestyle="--", label=f"mask, λ = {lam[0]:.2f}")
+    weights = right.plot(ranks[:k], chosen.mask, color="#d55e00", linestyle="--", label=f"mask, λ = {lam:.2f}")
     full = mixup_mask(n, s["batch_size"], s["b"], s["w"])
     weights += right.plot(ranks, full, color="0.5", linestyle=":", label="mask before λ")
     edge = [axis.axvline(k - 0.5, color="black", linewidth=1, label=f"kept: the first k = {k}")]

@@ -144,9 +144,10 @@ def csv_text(found, groups):
 
 def teacher_line(section):
     """What is known of the teacher that was distilled from."""
-    pair = published.PAIRS.get((section.teacher, section.student))
     if section.teacher_acc is None:
         return ""
+    comparable = any(g.teacher and g.published for _, g in section.rows)
+    pair = published.PAIRS[section.teacher, section.student] if comparable else None
     stated = f" (published: {pair.teacher:.2f} %)" if pair and pair.teacher else ""
     return f"The teacher, {section.teacher}, has {section.teacher_acc:.2f} % on the validation images{stated}."
 
@@ -166,8 +167,8 @@ NOTES = (
 def blocks(found, groups, unfinished, pictures):
     """The report as a list of ("h1" | "h2" | "p" | "table" | "code" | "picture", content), for either document."""
     yield "h1", "Report"
-    common = shared_words(groups)
-    yield "p", f"{sum(len(g.runs) for g in groups)} finished runs. Common to all: {', '.join(common) or 'nothing'}."
+    count, settings = sum(len(g.runs) for g in groups), ", ".join(shared_words(groups))
+    yield "p", f"Finished runs: {count}. Settings of all, beside the published ones: {settings or 'none'}."
     for note in NOTES:
         yield "p", note
     for section in found:

@@ -262,11 +262,11 @@ def group(runs):
         for flag, value in unlike_published(g.runs[0]):
             values = value if isinstance(value, list) else [value]
             g.words.append(f"{flag} {' '.join(map(written, values)) or 'none'}")
-        g.words.append(str(g.config.get("precision")))
+        g.words.append(f"precision {g.config.get('precision')}")
         if g.teacher and len(teachers[g.teacher]) > 1:
             g.words.append(f"teacher {str(g.config.get('teacher_sha256'))[:8]}")
     order = ("alone", "KD", "UNIX", "random")
-    return sorted(groups, key=lambda g: (g.teacher or "", g.network, order.index(g.method), g.words))
+    return sorted(groups, key=lambda g: (g.teacher or "", g.network, order.index(g.method), len(g.words), g.words))
 
 
 def shared_words(groups):
@@ -281,8 +281,8 @@ def label(g, without):
 
 
 def kd_of(g, groups):
-    """The KD that a group's cost is compared with: of the same network, task and teacher, and of the same losses if
-    there is one. None unless just one fits. A run without a teacher takes any teacher's."""
+    """The KD that a group's cost is compared with: of the same network, task and teacher, where there are several that
+    of the same losses, else of the published ones. None unless just one fits. Runs alone take any teacher's."""
     fitting = [
         kd
         for kd in groups
@@ -291,8 +291,9 @@ def kd_of(g, groups):
         and g.teacher in (None, kd.teacher)
         and g.config.get("teacher_sha256") in (None, kd.config.get("teacher_sha256"))
     ]
-    same = [kd for kd in fitting if all(kd.settings[flag] == g.settings.get(flag) for flag in LOSSES)]
-    fitting = same or fitting
+    for losses in (g.settings, published.DEFAULTS["student_v0.py"]):
+        alike = [kd for kd in fitting if all(kd.settings[flag] == losses.get(flag) for flag in LOSSES)]
+        fitting = alike or fitting
     return fitting[0] if len(fitting) == 1 else None
 
 
