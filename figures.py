@@ -28,7 +28,7 @@ plt.rcParams |= {
 }
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's
-MARKERS = "osD^vP*X<>"
+MARKERS = "osD^vP*X<"
 LETTERS = 11.5  # of the figures' font that surely fit an inch
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 

@@ -144,11 +144,11 @@ def test_data_is_not_downloaded(tmp_path, monkeypatch):
 def overlapping(figure):
     """Pairs of texts that overlap, and texts that leave the figure."""
     renderer = figure.canvas.get_renderer()
-    texts = [
-        text
-        for text in figure.findobj(plt.Text)
-        if text.get_visible() and text.get_text() and (text.axes is None or text.axes.get_visible())
-    ]
+    undrawn = set()  # the labels of ticks beyond an axis's limits
+    for axis in [one for axes in figure.axes for one in (axes.xaxis, axes.yaxis)]:
+        low, high = axis.get_view_interval()
+        undrawn |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    texts = [t for t in figure.findobj(plt.Text) if t.get_visible() and t.get_text() and t not in undrawn]
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
     pairs = [(a, b) for i, (a, box) in enumerate(boxes) for b, other in boxes[:i] if box.overlaps(other)]
     whole = figure.bbox
