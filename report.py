@@ -21,6 +21,7 @@ import results
 from cost import forward_macs
 from results import kd_of, label, of_kd, shared_words
 from run import write_file
+from utils import entry
 
 # ---------------------------------------------------------------------------------------------------------- tables
 
@@ -329,4 +330,4 @@ def write_report(args, groups, unfinished):
 
 
 if __name__ == "__main__":
-    main()
+    entry(main)
