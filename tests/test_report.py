@@ -238,6 +238,15 @@ def test_command_repeats_the_runs(tmp_path, program, line, teacher_arch):
         )
 
 
+def test_command_leaves_out_where_seeds_ran_on_different_gpus(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"{seed}", "teacher.py", f"--arch vgg8 --save-interval 9 --seed {seed} --gpu-id {seed}")
+    (group,) = groups_of(tmp_path)
+    assert group.command == (
+        "for seed in 0 1; do python teacher.py --arch vgg8 --lr 0.05 --save-interval 9 --seed $seed; done"
+    )
+
+
 def test_command_of_one_seed(tmp_path):
     group = the_group(tmp_path / "run", "teacher.py", "--arch vgg8 --seed 4")
     assert group.command == "python teacher.py --arch vgg8 --lr 0.05 --seed 4"
