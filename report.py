@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 import published
-import results
 from cost import forward_macs
-from results import kd_of, label, of_kd, shared_words
+from groups import group, kd_of, label, of_kd, sections, shared_words
+from results import find
 from run import write_file
 from utils import entry
 
@@ -298,10 +298,10 @@ def main(argv=None):
 
 
 def report(args):
-    runs, passed_over = results.find(args.folders)
+    runs, passed_over = find(args.folders)
     for line in passed_over:
         print(line, file=sys.stderr)
-    groups = results.group(runs)
+    groups = group(runs)
     unfinished = [run for run in runs if run.result is None]
     if groups:
         print(short_table(groups))
@@ -316,7 +316,7 @@ def report(args):
 def write_report(args, groups, unfinished):
     import figures  # only here: the table needs no matplotlib
 
-    found = results.sections(groups)
+    found = sections(groups)
     args.out.mkdir(parents=True, exist_ok=True)
     pictures = figures.draw(found, groups, args.out, args.data_root)
     content = list(blocks(found, groups, unfinished, pictures))

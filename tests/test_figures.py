@@ -1,4 +1,4 @@
-"""figures.py: what the pictures are drawn from, and that all are drawn from a run as the programs leave it."""
+"""figures.py and galleries.py: what the pictures show, and that all are drawn from a run as the programs leave it."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +9,8 @@ from finished_runs import make_run
 
 import dataset
 import figures
+import galleries
+import groups
 import report
 import results
 import student_v0
@@ -32,7 +34,7 @@ def read(folder):
 
 
 def group_of(*folders):
-    (group,) = results.group(list(map(read, folders)))
+    (group,) = groups.group(list(map(read, folders)))
     return group
 
 
@@ -54,7 +56,7 @@ def test_every_picture_of_a_real_run(student, tmp_path):
 
 
 def test_held_out_images_were_never_to_be_selected(student):
-    counts, places = figures.selected(read(student), None)
+    counts, places = galleries.selected(read(student), None)
     data = dataset.load("synthetic", None, "cpu", 640, 200, 100, 0)
     assert places.tolist() == data.train.indices.tolist()
     assert counts.tolist() == np.load(student / "counter.npy").sum(0)[places].tolist()
@@ -65,24 +67,24 @@ def test_most_and_least_selected(student, titles):
     run = read(student)
     counter = np.load(student / "counter.npy").astype(int).sum(0)
     images, labels = dataset.synthetic(640, "train")
-    figure = figures.most_and_least_selected(run, None)
+    figure = galleries.most_and_least_selected(run, None)
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert len(shown) == 20
     for i, (title, pixels) in enumerate(zip(titles(figure), shown)):
         (place,) = np.flatnonzero((images == pixels).all((1, 2, 3)))
         assert title == f"class {labels[place]}\n{counter[place]} of 2"
-        counts = figures.selected(run, None)[0]
+        counts = galleries.selected(run, None)[0]
         assert counter[place] == (counts.max() if i < 10 else counts.min())
 
 
 def test_batch_is_what_the_programs_make_of_it(student, titles):
     """The mixed images are those between the shown ones and their partners, by the shown mask; k of them are there."""
-    figure = figures.batch(read(student), None)
-    galleries = figure.axes[2:]
-    rows = [[np.asarray(axis.images[0].get_array(), float) for axis in galleries[i : i + 12]] for i in (0, 12, 24, 36)]
-    weights = [float(axis.get_title()) for axis in galleries[24:33]]
-    assert [axis.get_title() for axis in galleries[33:36]] == ["", "", ""]
-    assert [axis.get_title() for axis in galleries[21:24]] == ["dropped"] * 3
+    figure = galleries.batch(read(student), None)
+    cells = figure.axes[2:]
+    rows = [[np.asarray(axis.images[0].get_array(), float) for axis in cells[i : i + 12]] for i in (0, 12, 24, 36)]
+    weights = [float(axis.get_title()) for axis in cells[24:33]]
+    assert [axis.get_title() for axis in cells[33:36]] == ["", "", ""]
+    assert [axis.get_title() for axis in cells[21:24]] == ["dropped"] * 3
     assert weights == sorted(weights) and weights[-1] > 0.4
     for raw, partner, mask, mixed, weight in zip(*rows, weights):
         assert np.ptp(mask) == 0 and mask.max() / 255 == pytest.approx(weight, abs=0.01)
@@ -95,7 +97,7 @@ def test_picture_undoes_normalizing():
     pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     split = dataset.Split(pixels, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     ((image, _),) = split.evaluation_batches()
-    assert (figures.picture(image[0]) == pixels[0].numpy()).all()
+    assert (galleries.picture(image[0]) == pixels[0].numpy()).all()
 
 
 def test_mean_and_spread_over_seeds(tmp_path):
@@ -110,7 +112,7 @@ def test_mean_and_spread_over_seeds(tmp_path):
 
 def test_uncertainty_shows_kept_dropped_and_all(tmp_path):
     folder = make_run(tmp_path / "run", "student_v0.py", PAIR, "vgg13", epochs=4)
-    figure = figures.uncertainties(results.sections([group_of(folder)]))
+    figure = figures.uncertainties(groups.sections([group_of(folder)]))
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     metrics = read(folder).metrics
     parts = {"kept": "select", "dropped": "else", "all": "all"}
@@ -123,7 +125,7 @@ def test_distribution_counts_every_image_once(tmp_path, epochs):
     folders = [
         make_run(tmp_path / f"{i}", "student_v0.py", f"{line} --seed {i}", "vgg13", epochs, images=1000) for i in (0, 1)
     ]
-    figure = figures.selection(results.sections([group_of(*folders)]), None)
+    figure = figures.selection(groups.sections([group_of(*folders)]), None)
     bars = figure.axes[0].patches[0].get_data()
     assert bars.values.sum() == 1000
     if epochs == 3:
@@ -138,7 +140,7 @@ def test_data_is_not_downloaded(tmp_path, monkeypatch):
     folder = make_run(tmp_path / "run", "student_v0.py", f"{PAIR} --data-root {tmp_path}", "vgg13", images=10)
     (folder / "ckpt").mkdir()
     (folder / "ckpt" / "student_best.pth").write_bytes(b"x")
-    assert figures.best_selecting([group_of(folder)], None) is None
+    assert galleries.best_selecting([group_of(folder)], None) is None
 
 
 def overlapping(figure):
@@ -162,7 +164,7 @@ def test_texts_do_not_overlap(tmp_path, students):
         for j, flags in enumerate(("", long, "--k 40 --T 2", "--train-limit 30000")):
             line = f"--teacher-path teacher_resnet32x4 --student-arch {('vgg8', 'vgg11', 'vgg13', 'vgg16', 'vgg19')[i]}"
             make_run(tmp_path / f"{i}{j}", "student_v0.py", f"{line} {flags}", "resnet32x4", 240, images=100)
-    sections = results.sections(results.group(results.find([tmp_path])[0]))
+    sections = groups.sections(groups.group(results.find([tmp_path])[0]))
     styles = figures.style_of(sections)
     drawn = [
         figures.accuracy_against_computation(sections, styles),
@@ -176,6 +178,6 @@ def test_texts_do_not_overlap(tmp_path, students):
 
 
 def test_styles_differ_without_colour():
-    sections = [results.Section(None, None, [], [(str(i), None) for i in range(30)])]
+    sections = [groups.Section(None, None, [], [(str(i), None) for i in range(30)])]
     styles = figures.style_of(sections)
     assert len({(style["marker"], str(style["linestyle"])) for style in styles.values()}) == 30

@@ -1,4 +1,4 @@
-"""report.py, results.py and published.py on run folders."""
+"""report.py, results.py, groups.py and published.py on run folders."""
 
 import csv
 import html.parser
@@ -15,6 +15,7 @@ import pytest
 from finished_runs import make_run, settings_of
 from test_cost import PUBLISHED
 
+import groups
 import published
 import report
 import results
@@ -49,7 +50,7 @@ def folders(tmp_path):
 
 
 def groups_of(*folders):
-    return results.group(results.find(folders)[0])
+    return groups.group(results.find(folders)[0])
 
 
 def the_group(folder, program, line, teacher_arch=None, **more):
@@ -147,7 +148,7 @@ def test_cost_table(capsys):
 )
 def test_methods_and_settings_are_told_apart(tmp_path, line, name):
     group = the_group(tmp_path / "run", "student_v0.py", f"{PAIR} {line}", "vgg13")
-    assert results.label(group, ["precision bf16"]) == name
+    assert groups.label(group, ["precision bf16"]) == name
     assert (group.published is not None) == (name in ("KD", "UNIX"))
 
 
@@ -190,9 +191,9 @@ def test_grouping_over_seeds_only(folders):
 def test_cost_is_compared_with_kd_of_the_same_teacher_task_and_machine(folders, tmp_path):
     def compared(name, line, teacher_arch="vgg13", column="train_macs"):
         make_run(tmp_path / name / "run", "student_v0.py", line, teacher_arch, train_macs=8e12)
-        groups = groups_of(folders, tmp_path / name)
-        (group,) = [g for g in groups if g.runs[0].folder.parent.name == name]
-        return results.of_kd(group, results.kd_of(group, groups), column)
+        found = groups_of(folders, tmp_path / name)
+        (group,) = [g for g in found if g.runs[0].folder.parent.name == name]
+        return groups.of_kd(group, groups.kd_of(group, found), column)
 
     assert compared("k", f"{PAIR} --k 40") == 80
     assert compared("T", f"{PAIR} --T 2") == 80  # no KD of these losses: the published one
