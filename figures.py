@@ -31,7 +31,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 def draw(sections, groups, out, data_root=None):
     """Draw everything that the runs have data for. Returns [(path of the PNG, caption)].
 
-    sections, groups: see results.py. out: a folder. data_root: where CIFAR-100 lies, None for where each run had it.
+    sections, groups: see groups.py. out: a folder. data_root: where CIFAR-100 lies, None for where each run had it.
     """
     styles = style_of(sections)
     shown = [section for section in sections if section.teacher] or sections
