@@ -1,94 +1,367 @@
-"""report.py on run folders."""
+"""report.py, results.py, groups.py and published.py on run folders."""
 
+import csv
+import html.parser
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import time
+from statistics import mean, stdev
 
+import numpy as np
 import pytest
+from finished_runs import make_run, settings_of
+from test_cost import PUBLISHED
 
+import groups
+import published
 import report
+import results
+import student_v0
+import teacher
 
-
-def write_run(folder, settings, teacher_arch=None, **result):
-    folder.mkdir()
-    task = {"dataset": "cifar100", "train_limit": None, "holdout": 0, "epoch": 2, "batch_size": 64, "seed": 0}
-    (folder / "config.json").write_text(json.dumps({"settings": {**task, **settings}, "teacher_arch": teacher_arch}))
-    base = {"best_acc": 70.123, "last_acc": 69.0, "teacher_queries": 0, "train_macs": 5e12, "train_seconds": 100}
-    (folder / "result.json").write_text(json.dumps({**base, **result}))
-
-
-LOSS = {"T": 4.0, "kd_weight": 1.0, "ce_weight": 0.0, "other_distill": None}
-UNIX = {"student_arch": "resnet8", "k": 48, "b": 32, "w": 10.0, "strategy": 3, **LOSS}
-KD = {**UNIX, "strategy": 0, "k": 64, "b": 64, "w": 1000.0}
+KD = "--strategy 0 --k 64 --b 64 --w 1000"
+PAIR = "--teacher-path experiments/teacher_vgg13 --student-arch vgg8"
 
 
 @pytest.fixture
 def folders(tmp_path):
-    write_run(tmp_path / "unix", UNIX, "vgg8", teacher_queries=4800, train_macs=8e12, train_seconds=90)
-    write_run(tmp_path / "kd", KD, "vgg8", teacher_queries=6400, train_macs=10e12, train_seconds=120)
-    write_run(tmp_path / "alone", {"arch": "resnet8"})
-    write_run(tmp_path / "teacher", {"arch": "vgg8"}, train_macs=20e12)
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{")
-    (tmp_path / "broken" / "result.json").write_text("{")
-    return tmp_path
+    """A published pair: KD and UNIX of three seeds, the networks alone; an unfinished, a broken and a foreign run."""
+    root = tmp_path / "experiments"
+    for seed in range(3):
+        unix = {"train_macs": 8e12, "train_seconds": 90 + seed, "computation": 0.8, "computation_usual": 0.75}
+        kd = {"train_macs": 10e12, "train_seconds": 120 + seed, "computation": 1.0, "computation_usual": 1.0}
+        more = {"teacher_acc": 75.0, "best_acc": 73 + seed / 2}
+        seeded = f"{PAIR} --seed {seed}"
+        make_run(
+            root / f"unix{seed}", "student_v0.py", seeded, "vgg13", images=64, teacher_queries=4800, **unix, **more
+        )
+        make_run(root / f"kd{seed}", "student_v0.py", f"{seeded} {KD}", "vgg13", teacher_queries=6400, **kd, **more)
+    make_run(root / "alone", "teacher.py", "--arch vgg8", train_macs=5e12)
+    make_run(root / "teacher", "teacher.py", "--arch vgg13", best_acc=75.0, train_macs=20e12)
+    make_run(root / "unfinished", "student_v0.py", f"{PAIR} --T 2", "vgg13", epochs=57, finished=False)
+    (root / "broken").mkdir()
+    (root / "broken" / "config.json").write_text("{")
+    (root / "foreign" / "ckpt").mkdir(parents=True)
+    (root / "notes").mkdir()
+    return root
 
 
-def cells(folders, capsys):
+def groups_of(*folders):
+    return groups.group(results.find(folders)[0])
+
+
+def the_group(folder, program, line, teacher_arch=None, **more):
+    make_run(folder, program, line, teacher_arch, **more)
+    (group,) = groups_of(folder)
+    return group
+
+
+def printed_cells(out):
     """{(network, method): the row's other cells} of the printed table, which has to be aligned."""
-    report.main([str(path) for path in sorted(folders.iterdir())])
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in table}) == 1
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {(line[0], line[1]): line[2:] for line in lines[2:]}
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def test_printed_table(folders, capsys):
+    report.main([str(folders)])
     out, err = capsys.readouterr()
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
-    assert len({len(line) for line in out.splitlines()}) == 1
-    return {(line[0], line[1]): line[2:] for line in lines[2:]}, err
-
-
-def test_table(folders, capsys):
-    found, err = cells(folders, capsys)
-    assert err.count("\n") == 1 and "broken" in err
-    of_kd = [f"({percent} % of KD)" for percent in (100, 75, 80)]
-    assert found == {
-        ("resnet8", "alone"): ["70.12", "69.00", "0 (0 % of KD)", "5.00 TMAC (50 % of KD)", "100.0 s (83 % of KD)"],
-        ("vgg8", "alone"): ["70.12", "69.00", "0", "20.00 TMAC", "100.0 s"],
-        ("resnet8", "KD from vgg8"): [
-            "70.12", "69.00", f"6,400 {of_kd[0]}", f"10.00 TMAC {of_kd[0]}", f"120.0 s {of_kd[0]}"
+    spread, kd = f"73.50 ± {stdev([73, 73.5, 74]):.2f}", "(100 % of KD)"
+    assert printed_cells(out) == {
+        ("vgg13", "alone"): ["75.00", "69.00", "0", "20.00 TMAC", "100.0 s"],
+        ("vgg8", "alone"): ["70.00", "69.00", "0 (0 % of KD)", "5.00 TMAC (50 % of KD)", "100.0 s (83 % of KD)"],
+        ("vgg8", "KD from vgg13 (3 seeds)"): [
+            spread, "69.00 ± 0.00", f"6,400 {kd}", f"10.00 TMAC {kd}", f"121.0 s {kd}"
         ],
-        ("resnet8", "UNIX from vgg8, strategy 3, k 48, b 32, w 10"): [
-            "70.12", "69.00", f"4,800 {of_kd[1]}", f"8.00 TMAC {of_kd[2]}", f"90.0 s {of_kd[1]}"
+        ("vgg8", "UNIX from vgg13 (3 seeds)"): [
+            spread, "69.00 ± 0.00", "4,800 (75 % of KD)", "8.00 TMAC (80 % of KD)", "91.0 s (75 % of KD)"
         ],
     }  # fmt: skip
-    assert [method.split()[0] for _, method in found] == ["alone", "alone", "KD", "UNIX"]
+    assert [line.split(":")[0] for line in err.splitlines()] == [f"{folders}/broken", f"{folders}/foreign"]
+    accuracies = np.loadtxt(folders / "unfinished" / "metrics.csv", delimiter=",", skiprows=1)[:, 1]
+    assert f"unfinished: {folders}/unfinished, epoch 57 of 240, best {accuracies.max():.2f} % so far" in out
 
 
-def test_cost_is_compared_with_kd_of_the_same_teacher_and_task(folders, capsys):
-    write_run(folders / "kd2", KD, "vgg13", teacher_queries=6400, train_macs=100e12)
-    write_run(folders / "unix2", UNIX, "vgg13", train_macs=80e12)
-    write_run(folders / "longer", {**UNIX, "epoch": 9}, "vgg8", train_macs=1e12)
-    found, _ = cells(folders, capsys)
-    assert found["resnet8", "UNIX from vgg13, strategy 3, k 48, b 32, w 10"][3] == "80.00 TMAC (80 % of KD)"
-    assert found["resnet8", "alone"][3] == "5.00 TMAC"  # two KD runs fit: none is the one
-    assert found["resnet8", "UNIX from vgg8, strategy 3, k 48, b 32, w 10"][3] == "1.00 TMAC"  # of more epochs
+def test_written_tables(folders, tmp_path):
+    out = tmp_path / "out"
+    report.main([str(folders), "--out", str(out)])
+    with (out / "report.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["teacher", "alone", "KD", "UNIX"]
+    unix, best = rows["UNIX"], [73, 73.5, 74]
+    expected = {
+        "seeds": 3, "best": mean(best), "best_std": stdev(best), "last": 69, "last_std": 0, "published": 73.55,
+        "difference": mean(best) - 73.55, "computation": 80, "computation_usual": 75, "tmac": 8,
+        "time": 100 * 91 / 121, "seconds": 91,
+    }  # fmt: skip
+    assert {name: float(unix[name]) for name in expected} == pytest.approx(expected)
+    assert [float(rows[name]["published"]) for name in rows] == [75.38, 70.68, 73.38, 73.55]
+    assert (rows["alone"]["computation"], rows["alone"]["computation_usual"]) == ("50.0", "")
+    text = (out / "report.md").read_text()
+    assert "## vgg13 → vgg8" in text and "has 75.00 % on the validation images (published: 75.38 %)" in text
+    line = next(line for line in text.splitlines() if line.startswith("| UNIX"))
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        "UNIX", "3", "73.50 ± 0.50", "69.00 ± 0.00", "73.55", "-0.05", "80.00", "75.00", "8.00", "75.2", "91.0"
+    ]  # fmt: skip
+    assert "57 of 240" in text
+    for row in rows.values():
+        assert row["command"] in text
+
+
+def test_published_figures_agree_with_the_ones_of_the_cost_test():
+    assert {" ".join(pair): figures.computation for pair, figures in published.PAIRS.items()} == PUBLISHED
+
+
+def test_cost_table(capsys):
+    report.main(["--cost"])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {f"{row[0]} {row[1]}" for row in rows} == set(PUBLISHED)
+    for teacher_arch, student, ft, fs, _, ours, stated, usual in rows:
+        assert float(ours) == pytest.approx(PUBLISHED[f"{teacher_arch} {student}"], abs=0.35)
+        assert float(stated) == PUBLISHED[f"{teacher_arch} {student}"]
+        kd = 64 * (float(ft) + 3 * float(fs))
+        assert float(usual) == pytest.approx(100 * (48 / 64 + 64 * float(fs) / kd), abs=0.02)
+
+
+# --------------------------------------------------------------------------------------------- methods and settings
 
 
 @pytest.mark.parametrize(
-    "settings, name",
+    "line, name",
     [
-        ({**KD, "b": 32}, "random from vgg8, strategy 0, k 64, b 32, w 1000"),
-        ({**KD, "T": 2.0, "other_distill": "SP"}, "KD from vgg8, T 2, SP"),
-        ({**UNIX, "ce_weight": 0.5}, "UNIX from vgg8, strategy 3, k 48, b 32, w 10, ce_weight 0.5"),
+        (KD, "KD"),
+        ("", "UNIX"),
+        ("--strategy 0 --k 64 --b 32 --w 1000", "random, k 64, w 1000"),
+        ("--strategy 0 --k 64 --b 64", "random, k 64, b 64"),  # so shallow a mask mixes: no KD
+        (f"{KD} --T 2 --other-distill SP", "KD, T 2, other_distill SP"),
+        ("--ce-weight 0.5 --strategy 1 --milestones", "UNIX, strategy 1, ce_weight 0.5, milestones none"),
+        ("--lr 0.01", "UNIX, lr 0.01"),
+        ("--batch-size 32 --k 32 --b 32 --strategy 0 --w 1000", "KD, batch_size 32"),
     ],
 )
-def test_methods_are_told_apart(tmp_path, settings, name):
-    write_run(tmp_path / "run", settings, "vgg8")
-    assert report.method(report.load(tmp_path / "run")) == name
+def test_methods_and_settings_are_told_apart(tmp_path, line, name):
+    group = the_group(tmp_path / "run", "student_v0.py", f"{PAIR} {line}", "vgg13")
+    assert groups.label(group, ["precision bf16"]) == name
+    assert (group.published is not None) == (name in ("KD", "UNIX"))
 
 
-@pytest.mark.parametrize("result", ["[]", "{}", '{"best_acc": 1}', "null"])
-def test_foreign_results_are_passed_over(folders, result):
-    (folders / "kd" / "result.json").write_text(result)
-    assert report.load(folders / "kd") is None
+@pytest.mark.parametrize(
+    "line, teacher_arch, accuracy",
+    [
+        ("--teacher-path x/teacher_vgg13/ --student-arch MobileNetV2 --lr 0.01 --seed 7", "vgg13", 68.09),
+        ("--teacher-path x/teacher_vgg13_seed2 --student-arch MobileNetV2 --lr 0.01", "vgg13", 68.09),
+        ("--teacher-path x/teacher_vgg13 --student-arch MobileNetV2", "vgg13", None),
+        ("--teacher-path x/teacher_vgg13_epoch3 --student-arch vgg8", "vgg13", None),
+        ("--teacher-path x/teacher_vgg13 --student-arch vgg8 --teacher-ckpt 040", "vgg13", None),
+        ("--teacher-path x/teacher_vgg13 --student-arch vgg8 --holdout 100", "vgg13", None),
+        ("--teacher-path x/teacher_vgg13 --student-arch vgg8 --dataset synthetic", "vgg13", None),
+        ("--teacher-path x/teacher_vgg19 --student-arch vgg8", "vgg19", None),
+        (f"--teacher-path x/teacher_vgg16 --student-arch vgg8 --save-interval 7 --gpu-id 2 {KD}", "vgg16", 72.10),
+    ],
+)
+def test_published_figure_only_beside_the_published_recipe(tmp_path, line, teacher_arch, accuracy):
+    assert the_group(tmp_path / "run", "student_v0.py", line, teacher_arch).published == accuracy
 
 
-def test_no_finished_run(folders):
-    shutil.rmtree(folders / "unix")
+def test_published_figures_of_networks_alone(tmp_path):
+    for line, accuracy in (
+        ("--arch resnet56", 73.44), ("--arch resnet20", 69.63), ("--arch ShuffleV1 --lr 0.01", 70.77),
+        ("--arch ShuffleV1", None), ("--arch vgg16", None), ("--arch resnet110", None), ("--arch vgg8 --epoch 3", None),
+    ):  # fmt: skip
+        assert the_group(tmp_path / line.replace(" ", ""), "teacher.py", line).published == accuracy, line
+
+
+def test_grouping_over_seeds_only(folders):
+    make_run(folders / "k", "student_v0.py", f"{PAIR} --k 40", "vgg13")
+    make_run(folders / "elsewhere", "student_v0.py", f"{PAIR} --seed 9 --gpu-id 3 --save-interval 9", "vgg13")
+    seeds = {(g.method, g.settings.get("k"), g.network): g.seeds for g in groups_of(folders)}
+    assert seeds == {
+        ("alone", None, "vgg13"): [0], ("alone", None, "vgg8"): [0], ("KD", 64, "vgg8"): [0, 1, 2],
+        ("UNIX", 48, "vgg8"): [0, 1, 2, 9], ("UNIX", 40, "vgg8"): [0],
+    }  # fmt: skip
+
+
+def test_cost_is_compared_with_kd_of_the_same_teacher_task_and_machine(folders, tmp_path):
+    def compared(name, line, teacher_arch="vgg13", column="train_macs"):
+        make_run(tmp_path / name / "run", "student_v0.py", line, teacher_arch, train_macs=8e12)
+        found = groups_of(folders, tmp_path / name)
+        (group,) = [g for g in found if g.runs[0].folder.parent.name == name]
+        return groups.of_kd(group, groups.kd_of(group, found), column)
+
+    assert compared("k", f"{PAIR} --k 40") == 80
+    assert compared("T", f"{PAIR} --T 2") == 80  # no KD of these losses: the published one
+    assert compared("longer", f"{PAIR} --epoch 300") is None
+    assert compared("other", PAIR.replace("vgg13", "vgg16"), "vgg16") is None
+    assert compared("time", f"{PAIR} --k 41", column="train_seconds") == pytest.approx(100 * 100 / 121)
+    config = json.loads((folders / "kd0" / "config.json").read_text())
+    (folders / "kd0" / "config.json").write_text(json.dumps({**config, "device": "another"}))
+    assert compared("machine", f"{PAIR} --k 42", column="train_seconds") is None
+    make_run(folders / "kd_sp", "student_v0.py", f"{PAIR} {KD} --other-distill SP", "vgg13", train_macs=16e12)
+    assert compared("sp", f"{PAIR} --other-distill SP") == 50
+    assert compared("plain", f"{PAIR} --k 43") == 80
+
+
+# --------------------------------------------------------------------------------------------------------- commands
+
+
+@pytest.mark.parametrize(
+    "program, line, teacher_arch",
+    [
+        ("teacher.py", "--arch MobileNetV2 --lr 0.01 --milestones --weight-decay 1e-05", None),
+        ("teacher.py", "--arch vgg8 --experiments 'my runs/$HOME' --train-limit 100 --precision fp32", None),
+        ("student_v0.py", PAIR, "vgg13"),
+        ("student_v0.py", f"{PAIR} {KD} --T 2.5 --milestones 3 4 --epoch 5 --gpu-id -1 --teacher-ckpt 040", "vgg13"),
+        ("student_v0.py", f"{PAIR} --other-distill AT --holdout 5000 --teacher-arch vgg13 --data-root ~/d", "vgg13"),
+    ],
+)
+def test_command_repeats_the_runs(tmp_path, program, line, teacher_arch):
+    line = line.replace("'my runs/$HOME'", "my_runs/$HOME;x")
+    for seed in (0, 3):
+        make_run(tmp_path / f"run{seed}", program, f"{line} --seed {seed}", teacher_arch)
+    (group,) = groups_of(tmp_path)
+    script = 'python() { printf "%s\\n" "$#" "$@"; }; ' + group.command
+    words = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split("\n")
+    for seed in (0, 3):
+        count = int(words.pop(0))
+        given, *flags = words[:count]
+        words = words[count:]
+        assert given == program
+        parsed = {"teacher.py": teacher, "student_v0.py": student_v0}[program].flags().parse_args(flags)
+        assert {k: v if isinstance(v, list | int | float | None) else str(v) for k, v in vars(parsed).items()} == (
+            settings_of(program, f"{line} --seed {seed}")
+        )
+
+
+def test_command_leaves_out_where_seeds_ran_on_different_gpus(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"{seed}", "teacher.py", f"--arch vgg8 --save-interval 9 --seed {seed} --gpu-id {seed}")
+    (group,) = groups_of(tmp_path)
+    assert group.command == (
+        "for seed in 0 1; do python teacher.py --arch vgg8 --lr 0.05 --save-interval 9 --seed $seed; done"
+    )
+
+
+def test_command_of_one_seed(tmp_path):
+    group = the_group(tmp_path / "run", "teacher.py", "--arch vgg8 --seed 4")
+    assert group.command == "python teacher.py --arch vgg8 --lr 0.05 --seed 4"
+    assert shlex.split(group.command)[-1] == "4"
+
+
+# ---------------------------------------------------------------------------------------------------- what is found
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"best_acc": 1}', "null", "{", '{"best_acc": "x"}', "\xff"])
+@pytest.mark.parametrize("file", ["result.json", "config.json"])
+def test_foreign_and_damaged_folders_are_named_and_passed_over(folders, file, content, capsys):
+    (folders / "kd0" / file).write_bytes(content.encode("latin-1"))
+    report.main([str(folders / "kd0"), str(folders / "kd1"), str(folders / "nowhere"), str(folders / "notes")])
+    out, err = capsys.readouterr()
+    assert ("vgg8", "KD from vgg13") in printed_cells(out)
+    assert [line.split(":")[0] for line in err.splitlines()] == [
+        str(folders / name) for name in ("kd0", "nowhere", "notes")
+    ]
+
+
+def test_a_run_counts_once(folders, capsys):
+    shutil.copytree(folders / "unix0", folders / "unix0.20260101-000000")
+    report.main([str(folders), str(folders / "unix1")])
+    out, err = capsys.readouterr()
+    assert ("vgg8", "UNIX from vgg13 (3 seeds)") in printed_cells(out)
+    assert f"unix0.20260101-000000: same settings and seed as {folders / 'unix0'}" in err
+
+
+def test_damaged_metrics_and_counter_cost_only_their_pictures(folders, tmp_path):
+    for name in ("unix0", "unix1", "unix2"):
+        (folders / name / "metrics.csv").write_text("epoch,val/cls_acc\n1,x\n")
+        (folders / name / "counter.npy").write_bytes(b"\x93NUMPY")
+    out = tmp_path / "out"
+    report.main([str(folders), "--out", str(out)])
+    assert {path.stem for path in out.glob("*.png")} == {"computation", "curves"}
+    assert "| UNIX" in (out / "report.md").read_text()
+
+
+def test_no_finished_run(folders, capsys):
     with pytest.raises(SystemExit, match="none of these"):
-        report.main([str(folders / "unix"), str(folders / "broken")])
+        report.main([str(folders / "unfinished"), str(folders / "broken")])
+    with pytest.raises(SystemExit) as e:
+        report.main([])
+    assert e.value.code == 2
+
+
+# --------------------------------------------------------------------------------------------------------- the page
+
+
+class Links(html.parser.HTMLParser):
+    """What a page would load or run."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_stands_alone(folders, tmp_path):
+    config = json.loads((folders / "unfinished" / "config.json").read_text())
+    (folders / "<b>&").mkdir()
+    (folders / "<b>&" / "config.json").write_text(json.dumps({**config, "settings": {**config["settings"], "seed": 5}}))
+    out = tmp_path / "out"
+    report.main([str(folders), "--out", str(out)])
+    page, links = (out / "report.html").read_text(), Links()
+    links.feed(page)
+    assert links.loaded and all(value.startswith("data:image/png;base64,") for value in links.loaded)
+    assert not {"script", "link", "iframe", "b"} & set(links.tags) and not re.search(r"@import|url\(", page)
+    assert links.tags.count("img") == len(list(out.glob("*.png"))) == len(list(out.glob("*.svg"))) == 4
+    text = "".join(links.text)
+    assert "<b>&" in text and "vgg13 → vgg8" in text and "73.50 ± 0.50" in text
+    for group in groups_of(folders):
+        assert group.command in text
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
+def test_the_page_opens_in_a_browser(folders, tmp_path):
+    out, profile = tmp_path / "out", tmp_path / "profile"
+    report.main([str(folders), "--out", str(out)])
+    page = (out / "report.html").read_text()
+    probe = "<script>document.title = [...document.images].map(i => i.complete && i.naturalWidth > 300)</script>"
+    (out / "probed.html").write_text(page.replace("</body>", f"{probe}</body>"))
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", (out / "probed.html").as_uri(),
+    ]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert "<title>true,true,true,true</title>" in dom
+    assert dom.count("<tr>") == page.count("<tr>") == 5 + 2
+
+
+# ------------------------------------------------------------------------------------------------------------ speed
+
+
+def test_a_hundred_runs_of_240_epochs_are_fast(tmp_path):
+    root = tmp_path / "experiments"
+    for pair in PUBLISHED:
+        teacher_arch, student = pair.split()
+        for seed in range(4):
+            line = f"--teacher-path teacher_{teacher_arch} --student-arch {student} --seed {seed}"
+            make_run(root / f"{pair} unix {seed}", "student_v0.py", line, teacher_arch, 240, images=50_000)
+            make_run(root / f"{pair} kd {seed}", "student_v0.py", f"{line} {KD}", teacher_arch, 240)
+    for arch in ("vgg8", "vgg13", "resnet20", "resnet56"):
+        make_run(root / arch, "teacher.py", f"--arch {arch}", None, 240)
+    start = time.monotonic()
+    report.main([str(root), "--out", str(tmp_path / "out")])
+    assert time.monotonic() - start < 30  # some 6 s on two cores; the margin is for busy machines
+    with (tmp_path / "out" / "report.csv").open() as file:
+        assert sum(int(row["seeds"]) for row in csv.DictReader(file) if row["method"] in ("KD", "UNIX")) == 96

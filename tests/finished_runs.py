@@ -1,0 +1,72 @@
+"""Run folders as the programs leave them, without training: for the tests of report.py."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+import student_v0
+import teacher
+
+PARTS = [f"train/s_{part}_entropy" for part in ("select", "else", "all")]
+_counters = {}
+
+
+def settings_of(program, line):
+    """What config.json holds of a command line."""
+    module = {"teacher.py": teacher, "student_v0.py": student_v0}[program]
+    args = vars(module.flags().parse_args(line.split()))
+    return {flag: str(value) if isinstance(value, Path) else value for flag, value in args.items()}
+
+
+def make_run(folder, program, line, teacher_arch=None, epochs=2, finished=True, images=0, **result):
+    """Write a run's files. line: its flags. epochs: rows of metrics.csv. images: columns of counter.npy, 0 for none.
+
+    result: what of result.json differs from 70 % best and 69 % last.
+    """
+    folder.mkdir(parents=True)
+    settings = settings_of(program, line)
+    more = (
+        {"teacher_arch": teacher_arch, "teacher_sha256": f"of {settings.get('teacher_path')}"} if teacher_arch else {}
+    )
+    config = {
+        "command": f"{program} {line}",
+        "settings": settings,
+        "precision": "bf16",
+        "device": "CPU, 2 cores",
+        **more,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(settings["seed"])
+    x = np.arange(1, epochs + 1) / epochs
+    columns = {
+        "epoch": range(1, epochs + 1),
+        "val/cls_acc": 70 * x**0.3 + rng.normal(0, 0.5, epochs),
+        "val/cls_loss": 3 - 2 * x**0.3 + rng.normal(0, 0.02, epochs),
+        **({name: (i + 1) * (2 - x) for i, name in enumerate(PARTS)} if settings.get("strategy") else {}),
+        **{f"train/other{i}": x for i in range(12)},
+    }
+    with (folder / "metrics.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values()))
+    if images:
+        write_counter(folder / "counter.npy", epochs, images)
+    if finished:
+        base = {
+            "best_acc": 70.0, "best_epoch": epochs, "last_acc": 69.0, "epochs": epochs, "train_seconds": 100.0,
+            "teacher_queries": 0, "student_macs": 10, "train_macs": 5 * 10**12, "teacher_acc": None,
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps({**base, **result}))
+    return folder
+
+
+def write_counter(path, epochs, images):
+    """Image i is selected in the first i of the epochs, cyclically; one file, linked, for all of a shape."""
+    first = _counters.setdefault((epochs, images, path.parents[1]), path)
+    if first == path:
+        np.save(path, (np.arange(epochs)[:, None] < np.arange(images) % (epochs + 1)).astype(np.uint8))
+    else:
+        os.link(first, path)

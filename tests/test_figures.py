@@ -1,0 +1,183 @@
+"""figures.py and galleries.py: what the pictures show, and that all are drawn from a run as the programs leave it."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+from finished_runs import make_run
+
+import dataset
+import figures
+import galleries
+import groups
+import report
+import results
+import student_v0
+
+PAIR = "--teacher-path experiments/teacher_vgg13 --student-arch vgg8"
+PICTURES = {"computation", "curves", "uncertainty", "selection", "images", "batch"}
+
+
+@pytest.fixture(scope="module")
+def student(trained_teacher, tmp_path_factory):
+    """The folder of a resnet8 distilled with UNIX, and images held out."""
+    experiments = tmp_path_factory.mktemp("student")
+    line = f"--teacher-path {trained_teacher} --student-arch resnet8 --holdout 100 {QUICK} --experiments {experiments}"
+    student_v0.main(line.split())
+    (folder,) = experiments.iterdir()
+    return folder
+
+
+def read(folder):
+    return results.RunFolder.read(folder)
+
+
+def group_of(*folders):
+    (group,) = groups.group(list(map(read, folders)))
+    return group
+
+
+@pytest.fixture
+def titles():
+    """A function that gives the titles of a figure's axes, or their images."""
+    yield lambda figure: [axis.get_title() for axis in figure.axes]
+    plt.close("all")
+
+
+def test_every_picture_of_a_real_run(student, tmp_path):
+    report.main([str(student), "--out", str(tmp_path)])
+    assert {path.stem for path in tmp_path.glob("*.png")} == PICTURES == {path.stem for path in tmp_path.glob("*.svg")}
+    text = (tmp_path / "report.md").read_text()
+    assert all(f"({name}.png)" in text for name in PICTURES)
+    for path in tmp_path.glob("*.png"):
+        pixels = plt.imread(path)
+        assert min(pixels.shape[:2]) > 300 and pixels[..., :3].std() > 0.02, path
+
+
+def test_held_out_images_were_never_to_be_selected(student):
+    counts, places = galleries.selected(read(student), None)
+    data = dataset.load("synthetic", None, "cpu", 640, 200, 100, 0)
+    assert places.tolist() == data.train.indices.tolist()
+    assert counts.tolist() == np.load(student / "counter.npy").sum(0)[places].tolist()
+    assert np.load(student / "counter.npy").sum() == counts.sum() > 0
+
+
+def test_most_and_least_selected(student, titles):
+    run = read(student)
+    counter = np.load(student / "counter.npy").astype(int).sum(0)
+    images, labels = dataset.synthetic(640, "train")
+    figure = galleries.most_and_least_selected(run, None)
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert len(shown) == 20
+    for i, (title, pixels) in enumerate(zip(titles(figure), shown)):
+        (place,) = np.flatnonzero((images == pixels).all((1, 2, 3)))
+        assert title == f"class {labels[place]}\n{counter[place]} of 2"
+        counts = galleries.selected(run, None)[0]
+        assert counter[place] == (counts.max() if i < 10 else counts.min())
+
+
+def test_batch_is_what_the_programs_make_of_it(student, titles):
+    """The mixed images are those between the shown ones and their partners, by the shown mask; k of them are there."""
+    figure = galleries.batch(read(student), None)
+    cells = figure.axes[2:]
+    rows = [[np.asarray(axis.images[0].get_array(), float) for axis in cells[i : i + 12]] for i in (0, 12, 24, 36)]
+    weights = [float(axis.get_title()) for axis in cells[24:33]]
+    assert [axis.get_title() for axis in cells[33:36]] == ["", "", ""]
+    assert [axis.get_title() for axis in cells[21:24]] == ["dropped"] * 3
+    assert weights == sorted(weights) and weights[-1] > 0.4
+    for raw, partner, mask, mixed, weight in zip(*rows, weights):
+        assert np.ptp(mask) == 0 and mask.max() / 255 == pytest.approx(weight, abs=0.01)
+        np.testing.assert_allclose(mixed, (1 - weight) * raw + weight * partner, atol=3)
+    entropy = figure.axes[0].lines[0].get_ydata()
+    assert (np.diff(np.asarray(entropy)) <= 0).all() and len(entropy) == 64
+
+
+def test_picture_undoes_normalizing():
+    pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
+    split = dataset.Split(pixels, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    ((image, _),) = split.evaluation_batches()
+    assert (galleries.picture(image[0]) == pixels[0].numpy()).all()
+
+
+def test_mean_and_spread_over_seeds(tmp_path):
+    folders = [make_run(tmp_path / f"{i}", "student_v0.py", f"{PAIR} --seed {i}", "vgg13", epochs=5) for i in range(3)]
+    columns = [read(folder).metrics["val/cls_acc"] for folder in folders]
+    mean, spread = figures.over_seeds(group_of(*folders), "val/cls_acc")
+    np.testing.assert_allclose(mean, np.mean(columns, 0))
+    np.testing.assert_allclose(spread, np.std(columns, 0, ddof=1))
+    assert not figures.over_seeds(group_of(folders[0]), "val/cls_acc")[1].any()
+    assert figures.over_seeds(group_of(folders[0]), "val/nothing") is None
+
+
+def test_uncertainty_shows_kept_dropped_and_all(tmp_path):
+    folder = make_run(tmp_path / "run", "student_v0.py", PAIR, "vgg13", epochs=4)
+    figure = figures.uncertainties(groups.sections([group_of(folder)]))
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    metrics = read(folder).metrics
+    parts = {"kept": "select", "dropped": "else", "all": "all"}
+    assert lines == {name: metrics[f"train/s_{part}_entropy"] for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("epochs", [3, 240])
+def test_distribution_counts_every_image_once(tmp_path, epochs):
+    line = f"{PAIR} --epoch {epochs} --milestones 1"
+    folders = [
+        make_run(tmp_path / f"{i}", "student_v0.py", f"{line} --seed {i}", "vgg13", epochs, images=1000) for i in (0, 1)
+    ]
+    figure = figures.selection(groups.sections([group_of(*folders)]), None)
+    bars = figure.axes[0].patches[0].get_data()
+    assert bars.values.sum() == 1000
+    if epochs == 3:
+        assert bars.values.tolist() == [250] * 4
+
+
+def test_data_is_not_downloaded(tmp_path, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100.download", forbidden)
+    folder = make_run(tmp_path / "run", "student_v0.py", f"{PAIR} --data-root {tmp_path}", "vgg13", images=10)
+    (folder / "ckpt").mkdir()
+    (folder / "ckpt" / "student_best.pth").write_bytes(b"x")
+    assert galleries.best_selecting([group_of(folder)], None) is None
+
+
+def overlapping(figure):
+    """Pairs of texts that overlap, and texts that leave the figure."""
+    renderer = figure.canvas.get_renderer()
+    undrawn = set()  # the labels of ticks beyond an axis's limits
+    for axis in [one for axes in figure.axes for one in (axes.xaxis, axes.yaxis)]:
+        low, high = axis.get_view_interval()
+        undrawn |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    texts = [t for t in figure.findobj(plt.Text) if t.get_visible() and t.get_text() and t not in undrawn]
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
+    pairs = [(a, b) for i, (a, box) in enumerate(boxes) for b, other in boxes[:i] if box.overlaps(other)]
+    whole = figure.bbox
+    return pairs, [t for t, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > whole.x1 or box.y1 > whole.y1]
+
+
+@pytest.mark.parametrize("students", [1, 5])
+def test_texts_do_not_overlap(tmp_path, students):
+    long = "--other-distill SP --ce-weight 0.5 --kd-weight 0.25 --momentum 0.8 --milestones 100 120 130"
+    for i in range(students):
+        for j, flags in enumerate(("", long, "--k 40 --T 2", "--train-limit 30000")):
+            line = f"--teacher-path teacher_resnet32x4 --student-arch {('vgg8', 'vgg11', 'vgg13', 'vgg16', 'vgg19')[i]}"
+            make_run(tmp_path / f"{i}{j}", "student_v0.py", f"{line} {flags}", "resnet32x4", 240, images=100)
+    sections = groups.sections(groups.group(results.find([tmp_path])[0]))
+    styles = figures.style_of(sections)
+    drawn = [
+        figures.accuracy_against_computation(sections, styles),
+        figures.curves(sections, styles),
+        figures.uncertainties(sections),
+        figures.selection(sections, None),
+    ]
+    for figure in drawn:
+        figure.canvas.draw()
+        assert overlapping(figure) == ([], [])
+
+
+def test_styles_differ_without_colour():
+    sections = [groups.Section(None, None, [], [(str(i), None) for i in range(30)])]
+    styles = figures.style_of(sections)
+    assert len({(style["marker"], str(style["linestyle"])) for style in styles.values()}) == 30
