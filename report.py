@@ -16,10 +16,10 @@ import io
 import sys
 from pathlib import Path
 
-import published
-from cost import forward_macs
-from groups import group, kd_of, label, of_kd, sections, shared_words
-from results import find
+from cost import computation, forward_macs
+from reporting import published
+from reporting.groups import group, kd_of, label, of_kd, sections, shared_words
+from reporting.results import find
 from run import write_file
 from utils import entry
 
@@ -80,7 +80,7 @@ FULL = (  # columns of report.md and report.html; empty ones are left out
 )
 
 
-def computation(g, kd, name):
+def computation_of(g, kd, name):
     """In percent of KD's: as the runs have it, else from the operations of `kd`. None where neither tells."""
     own = g.mean(name)
     return 100 * own if own is not None else of_kd(g, kd, name.replace("computation", "train_macs"))
@@ -104,8 +104,8 @@ def full_rows(section, groups):
             "test_last_std": g.spread("test_acc_last"),
             "published": g.published,
             "difference": None if g.published is None else best - g.published,
-            "computation": computation(g, kd, "computation"),
-            "computation_usual": computation(g, kd, "computation_usual"),
+            "computation": computation_of(g, kd, "computation"),
+            "computation_usual": computation_of(g, kd, "computation_usual"),
             "tmac": g.mean("train_macs") / 1e12,
             "time": of_kd(g, kd, "train_seconds"),
             "seconds": g.mean("train_seconds"),
@@ -257,18 +257,14 @@ def page(content):
 # ------------------------------------------------------------------------------------------------------------- cost
 
 
-def relative_computation(student, teacher, backward):
-    """Computation of UNIX relative to KD, with the published k of 48 of 64. student, teacher: forward_macs of each."""
-    return 48 / 64 + 1 / (teacher / student + 1 + backward)
-
-
 def cost_table():
+    """Operations of the published pairs, and UNIX's (k 48 of 64) relative to KD's in both countings."""
     rows = [("teacher", "student", "Ft, MMAC", "Fs, MMAC", "Ft/Fs", "UNIX, % of KD", "published", "backward = 2")]
     macs = {arch: forward_macs(arch) for arch in {arch for pair in published.PAIRS for arch in pair}}
     for (teacher, student), pair in published.PAIRS.items():
         ft, fs = macs[teacher], macs[student]
-        figures = (ft / 1e6, fs / 1e6, ft / fs, 100 * relative_computation(fs, ft, 1), pair.computation)
-        usual = 100 * relative_computation(fs, ft, 2)
+        figures = (ft / 1e6, fs / 1e6, ft / fs, 100 * computation(fs, ft, 48, 64), pair.computation)
+        usual = 100 * computation(fs, ft, 48, 64, backward=2)
         rows.append((teacher, student, *map(number, figures), number(usual)))
     return aligned(rows)
 
@@ -314,7 +310,7 @@ def report(args):
 
 
 def write_report(args, groups, unfinished):
-    import figures  # only here: the table needs no matplotlib
+    from reporting import figures  # only here: the table needs no matplotlib
 
     found = sections(groups)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,9 @@ from conftest import QUICK
 from finished_runs import make_run
 
 import dataset
-import figures
-import galleries
-import groups
 import report
-import results
 import student_v0
+from reporting import figures, galleries, groups, results
 
 PAIR = "--teacher-path experiments/teacher_vgg13 --student-arch vgg8"
 PICTURES = {"computation", "curves", "uncertainty", "selection", "images", "batch"}

@@ -15,12 +15,10 @@ import pytest
 from finished_runs import make_run, settings_of
 from test_cost import PUBLISHED
 
-import groups
-import published
 import report
-import results
 import student_v0
 import teacher
+from reporting import groups, published, results
 
 KD = "--strategy 0 --k 64 --b 64 --w 1000"
 PAIR = "--teacher-path experiments/teacher_vgg13 --student-arch vgg8"

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from galleries import batch, best_selecting, most_and_least_selected, selected
+from reporting.galleries import batch, best_selecting, most_and_least_selected, selected
 
 plt.rcParams |= {
     "font.size": 9,

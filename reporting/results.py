@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import published
+from reporting import published
 from run import identity
 
 TASK = ("dataset", "train_limit", "val_limit", "holdout", "epoch", "batch_size")
