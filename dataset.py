@@ -18,7 +18,6 @@ SIZE = 32
 PADDING = 4
 MEAN = (0.5071, 0.4866, 0.4409)
 STD = (0.2675, 0.2565, 0.2761)
-EVAL_BATCH = 500
 CLASSES = (  # CIFAR-100's fine labels, in order
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
     "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
@@ -80,26 +79,29 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
-    def training_batches(self, batch_size, seed, epoch, first_step=0):
-        """An epoch of (images, labels, indices): each image once, in random order, augmented and normalised.
+    def draw(self, batch_size, seed, epoch):
+        """An epoch's randomness, which follows from (seed, epoch): for each step the tensors that batch() takes.
 
-        Images (m, 3, 32, 32) float32; the last batch holds what is left. The order, crops and flips follow from
-        (seed, epoch). first_step: leave out the batches before.
+        Returns a list of (chosen, offsets, flips). Each image comes once; the last step has what is left.
         """
         rng = np.random.default_rng((seed, epoch, 0))
         n, device = len(self), self.images.device
         order = torch.from_numpy(rng.permutation(n)).to(device)
         offsets = torch.from_numpy(rng.integers(0, 2 * PADDING + 1, (n, 2))).to(device)
         flips = torch.from_numpy(rng.random(n) < 0.5).to(device)
-        draws = (draw.split(batch_size)[first_step:] for draw in (order, offsets, flips))
-        for chosen, crop, flip in zip(*draws):
-            images = normalize(augment(self.images[chosen], crop, flip), self.mean, self.std)
-            yield images, self.labels[chosen], self.indices[chosen]
+        return list(zip(*(each.split(batch_size) for each in (order, offsets, flips))))
 
-    def evaluation_batches(self):
-        """(images, labels) in order, normalised only."""
-        for images, labels in zip(self.images.split(EVAL_BATCH), self.labels.split(EVAL_BATCH)):
-            yield normalize(images, self.mean, self.std), labels
+    def batch(self, chosen, offsets, flips):
+        """(images, labels, indices) of the (m,) int64 positions `chosen`, augmented and normalised.
+
+        offsets, flips: see augment. Images (m, 3, 32, 32) float32.
+        """
+        images = self.normalized(augment(self.images[chosen], offsets, flips))
+        return images, self.labels[chosen], self.indices[chosen]
+
+    def normalized(self, images):
+        """Some of this split's images, (m, 32, 32, 3) uint8, as a network's input."""
+        return normalize(images, self.mean, self.std)
 
     def __getitem__(self, chosen):
         """The Split of the images at int64 positions or a slice `chosen`."""

@@ -1,5 +1,6 @@
 """The epoch loop of both programs: train, validate, save; stop at a signal, and go on where a run stopped."""
 
+import math
 import signal
 import sys
 import time
@@ -8,7 +9,8 @@ import torch
 
 from models import read_checkpoint
 from run import RunError
-from utils import Meters, Progress, evaluate, learning_rate, process_seconds, say
+from speed import Replay
+from utils import Evaluator, Meters, Progress, learning_rate, process_seconds, say
 
 
 class Learner:
@@ -16,19 +18,27 @@ class Learner:
 
     tag = "train/"  # before `loss` and `acc` in the names of the step's statistics
 
-    def __init__(self, model, optimizer):
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, model, args):
+        self.model, self.args = model, args
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=True
+        )
 
-    def start_epoch(self, epoch):
-        """Before an epoch's first step, and before the first one after resuming within it."""
+    def draw(self, epoch):
+        """An epoch's randomness: a list, for each step the tensors that step() takes."""
+        raise NotImplementedError
 
-    def step(self, i, images, labels, indices):
-        """Train on step i's batch. Returns {name: (m,) tensor of a statistic of m samples}, `loss` and `acc` among
-        them, nothing of it on the host."""
+    def step(self, *drawn):
+        """Train on a batch. Returns {name: (m,) tensor of a statistic of m samples}, `loss` and `acc` among them.
+
+        It has to be a function for speed.Replay: nothing is asked of the device, and what stays from step to step
+        stays at its place in memory.
+        """
         raise NotImplementedError
 
     def end_epoch(self, epoch, meters, centres):
-        """After validation, which gave the class centres (see evaluate). Returns what the run cost, see cost.spent."""
+        """After validation, which gave the class centres (see utils.Evaluator). Returns what the run cost: see
+        cost.spent."""
         raise NotImplementedError
 
     def state(self):
@@ -37,6 +47,32 @@ class Learner:
 
     def load_state(self, state):
         """Take back what state() gave."""
+
+
+class TrainingStep:
+    """A learner's step and what fit() wants to know of it, which stays on the device: one function for speed.Replay."""
+
+    def __init__(self, learner, device):
+        self.learner, self.meters = learner, Meters(device)
+        self.finite = torch.tensor(True, device=device)
+        self.finite_steps = torch.tensor(0, device=device)  # before the first loss that is not finite
+        self.replay = Replay(self.run, device, learner.args.batch_size)
+
+    def restart(self, step=0, meters=None):
+        """At the beginning of an epoch, or where meters.state() was saved after `step` steps of it."""
+        self.meters.restart(meters)
+        self.finite.fill_(True)
+        self.finite_steps.fill_(step)
+
+    def run(self, *drawn):
+        stats = self.learner.step(*drawn)
+        self.meters.add(stats)
+        self.finite.logical_and_(stats[f"{self.learner.tag}loss"].isfinite().all())
+        self.finite_steps.add_(self.finite)
+        return stats
+
+    def __call__(self, *drawn):
+        self.meters.count(self.replay(*drawn))
 
 
 class StopRequest:
@@ -73,6 +109,9 @@ def fit(args, run, data, learner, cast):
     """
     model, optimizer, device = learner.model, learner.optimizer, data.train.labels.device
     steps = -(-len(data.train) // args.batch_size)
+    evaluate = Evaluator(model, data.val, cast)
+    step = TrainingStep(learner, device)
+    meters = step.meters
     saved = run.restore(model, optimizer)
     begun = None  # where an epoch that was interrupted stands
     if saved:
@@ -81,31 +120,27 @@ def fit(args, run, data, learner, cast):
     progress = Progress(learner.tag, args, len(data.train), len(run.rows), begun["step"] if begun else 0)
     with StopRequest() as stop:
         for epoch in range(len(run.rows) + 1, args.epoch + 1):
-            optimizer.param_groups[0]["lr"] = learning_rate(args, epoch)
-            learner.start_epoch(epoch)
+            if optimizer.param_groups[0]["lr"] != learning_rate(args, epoch):
+                optimizer.param_groups[0]["lr"] = learning_rate(args, epoch)
+                step.replay.forget()
             model.train()
             begun = begun or {"step": 0, "seconds": 0, "meters": None}
-            start, meters = time.monotonic() - begun["seconds"], Meters(begun["meters"], device)
-            finite_steps = torch.tensor(steps, device=device)
-            batches = data.train.training_batches(args.batch_size, args.seed, epoch, begun["step"])
-            for i, (images, labels, indices) in enumerate(batches, begun["step"]):
+            start = time.monotonic() - begun["seconds"]
+            step.restart(begun["step"], begun["meters"])
+            for i, drawn in enumerate(learner.draw(epoch)[begun["step"] :], begun["step"]):
+                step(*drawn)
                 run.startup_seconds = run.startup_seconds or process_seconds()
-                stats = learner.step(i, images, labels, indices)
-                for name, values in stats.items():
-                    meters.add(name, values)
-                finite = stats[f"{learner.tag}loss"].isfinite().all()
-                finite_steps = torch.where(finite, finite_steps, finite_steps.clamp(max=i))
-                progress.step(len(images), meters)
+                progress.step(len(drawn[0]), meters)
                 if stop.signal:
-                    check_finite(run, model, epoch, finite_steps, steps)
+                    check_finite(run, model, epoch, step.finite_steps, i + 1)
                     begun = {"step": i + 1, "seconds": time.monotonic() - start, "meters": meters.state()}
                     run.save(model, optimizer, learner.state(), begun)
                     stop.leave(f"in epoch {epoch} after step {i + 1}")
             begun = None
-            check_finite(run, model, epoch, finite_steps, steps)
-            row = meters.means()
+            check_finite(run, model, epoch, step.finite_steps, steps)
+            row = {name: mean for name, mean in meters.means().items() if not math.isnan(mean)}  # center_dist may be
             trained = time.monotonic()
-            row["val/cls_loss"], row["val/cls_acc"], centres = evaluate(model, data.val, cast)
+            row["val/cls_loss"], row["val/cls_acc"], centres = evaluate()
             row |= {f"cost/{name}": value for name, value in learner.end_epoch(epoch, meters, centres).items()}
             row |= {"lr": optimizer.param_groups[0]["lr"], "train_seconds": trained - start}
             row["val_seconds"] = time.monotonic() - trained
@@ -122,9 +157,10 @@ def final_test(run, model, test, cast):
     """
     if test is None:
         return {}
-    _, last, _ = evaluate(model, test, cast)
+    evaluate = Evaluator(model, test, cast)
+    _, last, _ = evaluate()
     model.load_state_dict(read_checkpoint(run.checkpoint("best"))["state_dict"])
-    _, best, _ = evaluate(model, test, cast)
+    _, best, _ = evaluate()
     return {"test_acc_best": best, "test_acc_last": last}
 
 

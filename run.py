@@ -26,8 +26,8 @@ from tensorboardX import SummaryWriter
 
 from models import CheckpointError, checksum, model_dict, read_checkpoint
 
-WITHOUT_EFFECT = {"save_interval", "gpu_id", "data_root", "experiments", "fresh", "debug"}
-"""Flags that do not change a run's result."""
+WITHOUT_EFFECT = {"save_interval", "gpu_id", "data_root", "experiments", "fresh", "debug", "compile"}
+"""Flags that do not change a run's result (--compile: but for rounding)."""
 
 RESULT = {"best_acc", "best_epoch", "last_acc", "teacher_queries", "train_macs", "train_seconds", "images_per_second"}
 """What every result.json has."""

@@ -46,13 +46,13 @@ def mixup_mask(n, batch_size, b, w, device=None):
     return torch.sigmoid(w * (rank - (2 * b - 1) / (2 * batch_size)))
 
 
-def mix(x, rank, partner, mask):
-    """Row r is (1 - mask[r]) * x[rank[r]] + mask[r] * x[partner[r]]; only the k kept rows are gathered.
+def mix(x, kept, partner, mask):
+    """Row r is (1 - mask[r]) * x[kept[r]] + mask[r] * x[partner[r]]; only the kept rows are gathered.
 
-    x: (N, ...) floating. rank, partner: (k,) int64 indices into x. mask: (k,). Returns (k, ...) in x's dtype.
+    x: (N, ...) floating. kept, partner: (k,) int64 indices into x. mask: (k,). Returns (k, ...) in x's dtype.
     """
     weight = mask.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-    return torch.lerp(x[rank], x[partner], weight)
+    return torch.lerp(x[kept], x[partner], weight)
 
 
 def draw_mixing(n, batch_size, rng):
@@ -68,12 +68,13 @@ def draw_mixing(n, batch_size, rng):
 
 
 class Selection(NamedTuple):
-    """One batch after the selector. n images came in, k = len(images) are kept."""
+    """One batch after the selector: n images came in, these of the k kept ones are this process's share."""
 
     images: torch.Tensor  # (k, ...) mixed
-    rank: torch.Tensor  # (n,) int64: the full ranking, most uncertain first; the first k are kept
-    partner: torch.Tensor  # (k,) int64: whom each kept image is mixed with
+    kept: torch.Tensor  # (k,) int64: the place in the batch of each
+    partner: torch.Tensor  # (k,) int64: whom each is mixed with
     mask: torch.Tensor  # (k,) float32: the partner's weight
+    rank: torch.Tensor  # (n,) int64: the full ranking, most uncertain first
 
 
 class Selector(NamedTuple):
@@ -90,18 +91,19 @@ class Selector(NamedTuple):
         """Whether the student must score the batch first. A random ranking needs nothing of it."""
         return self.strategy != RANDOM
 
-    def __call__(self, images, logits, lam, partner):
+    def __call__(self, images, scores, lam, partner, share=slice(None)):
         """Rank, mix and keep.
 
-        images: (n, ...) floating, n <= batch_size, in random order. logits: the student's (n, C), unused (None) where
-        nothing needs scores. lam: () the batch's lambda. partner: (n,) int64, a random permutation of the batch.
-        Returns a Selection of min(k, n) images. Strategy 0 takes the batch's own order, random already, as its ranking.
+        images: (n, ...) floating, n <= batch_size, in random order. scores: (n,) the student's uncertainty of each,
+        unused (None) where nothing needs scores. lam: () the batch's lambda. partner: (n,) int64, a random permutation
+        of the batch. share: which of the min(k, n) kept ranks to mix, all by default; the ranking is the same for any.
+        Returns a Selection. Strategy 0 takes the batch's own order, random already, as its ranking.
         """
         n, k = len(images), min(self.k, len(images))
         if self.needs_scores:
-            rank = uncertainty(logits, self.strategy).argsort(descending=True, stable=True)
+            rank = scores.argsort(descending=True, stable=True)
         else:
             rank = torch.arange(n, device=images.device)
-        mask = lam * mixup_mask(n, self.batch_size, self.b, self.w, images.device)[:k]
-        partner = partner[:k]
-        return Selection(mix(images, rank[:k], partner, mask), rank, partner, mask)
+        mask = lam * mixup_mask(n, self.batch_size, self.b, self.w, images.device)
+        kept, partner, mask = (each[:k][share] for each in (rank, partner, mask))
+        return Selection(mix(images, kept, partner, mask), kept, partner, mask, rank)

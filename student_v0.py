@@ -9,6 +9,7 @@ strategy 0, which knows no uncertainty). The same command, given again, resumes 
 """
 
 import io
+import math
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import dataset
 from cost import COUNTINGS, computation, forward_macs, spent
 from loop import Learner, final_test, fit
 from losses import FEATURE_LOSSES, OTHER_WEIGHT, check_features, kd_loss, mixed_cross_entropy
-from models import CheckpointError, load_model, model_dict
+from models import CheckpointError, load_model, model_dict, pooled_size
 from run import (
     Run,
     arch_in_name,
@@ -31,9 +32,11 @@ from run import (
     write_file,
     written,
 )
-from selector import ENTROPY, LEAST_CONFIDENCE, MARGIN, Selector, draw_mixing, uncertainty
+from selector import ENTROPY, LEAST_CONFIDENCE, MARGIN, RANDOM, Selector, draw_mixing, uncertainty
+from speed import choose_compilation, compiled, frozen, prepare
 from utils import (
     MANY,
+    Evaluator,
     Parser,
     add_shared_flags,
     autocast,
@@ -42,9 +45,9 @@ from utils import (
     choose_precision,
     correct,
     entry,
-    evaluate,
     number,
     peak_memory,
+    planned_steps,
 )
 
 # ----------------------------------------------------------------------------------------------------------- flags
@@ -136,27 +139,38 @@ def warn_of_seen_holdout(args, teacher_settings):
 class Distiller(Learner):
     """The training step: score, select and mix, learn.
 
-    macs: (student's, teacher's) forward_macs. counter_path: where counter.npy goes (see the head of this file), None
-    for no counter.
+    student, teacher: networks on the data's device. cast: see utils.autocast. macs: (student's, teacher's)
+    forward_macs. compilation: see speed.choose_compilation. counter_path: where counter.npy goes (see the head of this
+    file), None for no counter.
     """
 
-    def __init__(self, student, teacher, optimizer, selector, cast, args, data, macs, counter_path):
-        super().__init__(student, optimizer)
-        self.macs = macs
-        self.teacher, self.selector, self.cast, self.args = teacher, selector, cast, args
-        self.train, self.counter_path = data.train, counter_path
+    def __init__(self, student, teacher, args, data, cast, macs, compilation="nothing", counter_path=None):
+        super().__init__(student, args)
+        self.train, self.cast, self.macs, self.counter_path = data.train, cast, macs, counter_path
+        self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
+        self.student, self.teacher = student, teacher
+        if compilation == "all":
+            self.student = compiled(student, {args.batch_size, args.k})
+        if compilation != "nothing":
+            self.teacher = frozen(teacher, data.train.normalized(data.train.images[: args.k]), cast)
+        device = data.train.labels.device
         self.counter = torch.zeros(0, data.train_size, dtype=torch.uint8)
-        self.counted = torch.zeros(data.train_size, dtype=torch.uint8, device=data.train.labels.device)
-        self.centres = None  # (100, D) pooled student features of the classes, from the last validation
+        self.counted = torch.zeros(data.train_size, dtype=torch.uint8, device=device)
+        # pooled student features of the classes, from the last validation: none yet
+        self.centres = torch.full((dataset.NUM_CLASSES, pooled_size(student)), math.nan, device=device)
 
-    def start_epoch(self, epoch):
-        rng = np.random.default_rng((self.args.seed, epoch, 1))
-        lam, partner = draw_mixing(len(self.train), self.args.batch_size, rng)
-        self.lam = lam.to(self.counted.device)
-        self.partner = partner.to(self.counted.device).split(self.args.batch_size)
+    def draw(self, epoch):
+        args, device = self.args, self.counted.device
+        lam, partner = draw_mixing(len(self.train), args.batch_size, np.random.default_rng((args.seed, epoch, 1)))
+        batches = self.train.draw(args.batch_size, args.seed, epoch)
+        return [
+            (*batch, *mixing)
+            for batch, *mixing in zip(batches, lam.to(device), partner.to(device).split(args.batch_size))
+        ]
 
-    def step(self, i, images, labels, indices):
-        selection, stats = self.train_on(images, labels, self.lam[i], self.partner[i])
+    def step(self, chosen, offsets, flips, lam, partner):
+        images, labels, indices = self.train.batch(chosen, offsets, flips)
+        selection, stats = self.train_on(images, labels, lam, partner)
         self.counted.index_fill_(0, indices[selection.rank[: self.args.b]], 1)
         return stats
 
@@ -167,21 +181,22 @@ class Distiller(Learner):
         draw_mixing. Returns the Selection and {name: (m,) tensor of a statistic of m samples}.
         """
         # 1. score: the student sees the whole batch, in train mode, without gradient
-        scores, scored_features = None, None
+        scores, raw_features, raw_logits = None, None, None
         if self.selector.needs_scores:
             with torch.no_grad(), self.cast():
-                scored_features, scores = self.model(images, is_feat=True)
+                raw_features, raw_logits = self.student(images, is_feat=True)
+            scores = uncertainty(raw_logits, self.selector.strategy)
 
         # 2. rank, mix, keep k
         selection = self.selector(images, scores, lam, partner)
-        k = len(selection.images)
-        kept, dropped = selection.rank[:k], selection.rank[k:]
+        k, kept = len(selection.images), selection.kept
+        dropped = selection.rank[k:]
 
         # 3. learn from the teacher on what is kept
         with torch.no_grad(), self.cast():
             teacher_features, teacher_logits = self.teacher(selection.images, is_feat=True)
         with self.cast():
-            features, logits = self.model(selection.images, is_feat=True)
+            features, logits = self.student(selection.images, is_feat=True)
         loss = self.args.kd_weight * kd_loss(logits, teacher_logits, self.args.T)
         if self.args.ce_weight:
             mixed = mixed_cross_entropy(logits, labels[kept], labels[selection.partner], selection.mask)
@@ -197,21 +212,20 @@ class Distiller(Learner):
         stats = {"train/loss": loss.detach().expand(k), "train/acc": correct(logits, labels[kept])}
         for measure, values in confidences(teacher_logits).items():
             stats[f"train/t_{measure}"] = values
-        for measure, values in confidences(logits if scores is None else scores).items():
-            if scores is None:
+        for measure, values in confidences(logits if raw_logits is None else raw_logits).items():
+            if raw_logits is None:
                 stats[f"train/s_select_{measure}"] = values
             else:
                 stats[f"train/s_select_{measure}"] = values[kept]
                 stats[f"train/s_else_{measure}"] = values[dropped]
-            if scores is not None or len(dropped) == 0:
+            if raw_logits is not None or len(dropped) == 0:
                 stats[f"train/s_all_{measure}"] = values
-        if self.centres is not None:
-            pooled = features[-1] if scored_features is None else scored_features[-1][kept]
-            stats["train/center_dist"] = (pooled.float() - self.centres[labels[kept]]).norm(dim=1)
+        pooled = features[-1] if raw_features is None else raw_features[-1][kept]
+        stats["train/center_dist"] = (pooled.detach().float() - self.centres[labels[kept]]).norm(dim=1)
         return selection, stats
 
     def end_epoch(self, epoch, meters, centres):
-        self.centres = centres
+        self.centres.copy_(centres)
         self.counter = torch.cat([self.counter, self.counted.cpu()[None]])
         self.counted.zero_()
         self.save_counter()
@@ -230,10 +244,9 @@ class Distiller(Learner):
         return {"counter": self.counter, "counted": self.counted, "centres": self.centres}
 
     def load_state(self, state):
-        self.counter, self.centres = state["counter"], state["centres"]
+        self.counter = state["counter"]
         self.counted.copy_(state["counted"])
-        if self.centres is not None:
-            self.centres = self.centres.to(self.counted.device)
+        self.centres.copy_(state["centres"])
         self.save_counter()
 
 
@@ -256,7 +269,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_flags(parser, args)
     device = choose_device(parser, args.gpu_id)
-    precision = choose_precision(args.precision, device)
+    precision = choose_precision(parser, args, device)
+    prepare(device, args.tf32)
     cast = autocast(device, precision)
 
     # set-up
@@ -281,19 +295,17 @@ def main(argv=None):
     data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit, args.holdout, args.seed)
     teacher = teacher.to(device, memory_format=torch.channels_last)
     student = student.to(device, memory_format=torch.channels_last)
-    _, teacher_acc, _ = evaluate(teacher, data.val, cast)
+    _, teacher_acc, _ = Evaluator(teacher, data.val, cast)()
     print(f"teacher {teacher_arch} ({teacher_file}): {teacher_acc:.2f} % on the validation images")
     warn_of_seen_holdout(args, checkpoint.get("settings"))
-    optimizer = torch.optim.SGD(student.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
-    selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
-
     macs = forward_macs(args.student_arch), forward_macs(teacher_arch)
-    print(cost_line(args, selector, *macs))
+    print(cost_line(args, *macs))
+    run.config["compilation"] = choose_compilation(args.compile, device, planned_steps(args))
 
     # training
     with run:
-        counter_path = run.folder / "counter.npy" if selector.needs_scores else None
-        learner = Distiller(student, teacher, optimizer, selector, cast, args, data, macs, counter_path)
+        counter_path = run.folder / "counter.npy" if args.strategy != RANDOM else None
+        learner = Distiller(student, teacher, args, data, cast, macs, run.config["compilation"], counter_path)
         fit(args, run, data, learner, cast)
         run.finish(
             len(data.train),
@@ -306,10 +318,10 @@ def main(argv=None):
     run.summarize()
 
 
-def cost_line(args, selector, fs, ft):
+def cost_line(args, fs, ft):
     """What a step will cost beside ordinary distillation, in words."""
     one, two = (
-        100 * computation(fs, ft, args.k, args.batch_size, selector.needs_scores, backward)
+        100 * computation(fs, ft, args.k, args.batch_size, args.strategy != RANDOM, backward)
         for backward in COUNTINGS.values()
     )
     return (

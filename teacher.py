@@ -15,6 +15,7 @@ from cost import forward_macs, spent
 from loop import Learner, final_test, fit
 from models import model_dict
 from run import Run, describe, differences
+from speed import choose_compilation, compiled, prepare
 from utils import (
     Parser,
     add_shared_flags,
@@ -25,21 +26,31 @@ from utils import (
     correct,
     entry,
     peak_memory,
+    planned_steps,
 )
 
 
 class Classifier(Learner):
-    """The training step: cross-entropy with the labels."""
+    """The training step: cross-entropy with the labels.
+
+    model: a network on the data's device. cast: see utils.autocast. macs: its forward_macs. compilation: see
+    speed.choose_compilation.
+    """
 
     tag = "train/cls_"
 
-    def __init__(self, model, optimizer, cast, macs):
-        super().__init__(model, optimizer)
-        self.cast, self.macs = cast, macs
+    def __init__(self, model, args, data, cast, macs, compilation="nothing"):
+        super().__init__(model, args)
+        self.train, self.cast, self.macs = data.train, cast, macs
+        self.network = compiled(model, {args.batch_size}) if compilation == "all" else model
 
-    def step(self, i, images, labels, indices):
+    def draw(self, epoch):
+        return self.train.draw(self.args.batch_size, self.args.seed, epoch)
+
+    def step(self, chosen, offsets, flips):
+        images, labels, _ = self.train.batch(chosen, offsets, flips)
         with self.cast():
-            logits = self.model(images)
+            logits = self.network(images)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         self.optimizer.zero_grad()
         losses.mean().backward()
@@ -63,7 +74,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_shared_flags(parser, args)
     device = choose_device(parser, args.gpu_id)
-    precision = choose_precision(args.precision, device)
+    precision = choose_precision(parser, args, device)
+    prepare(device, args.tf32)
     cast = autocast(device, precision)
 
     # set-up
@@ -74,11 +86,11 @@ def main(argv=None):
     data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit, args.holdout, args.seed)
     torch.manual_seed(args.seed)
     model = model_dict[args.arch](num_classes=dataset.NUM_CLASSES).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    run.config["compilation"] = choose_compilation(args.compile, device, planned_steps(args))
 
     # training
     with run:
-        learner = Classifier(model, optimizer, cast, forward_macs(args.arch))
+        learner = Classifier(model, args, data, cast, forward_macs(args.arch), run.config["compilation"])
         fit(args, run, data, learner, cast)
         run.finish(
             len(data.train),

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from dataset import NUM_CLASSES
+from models import pooled_size
+from speed import Replay
 
 # ----------------------------------------------------------------------------------------------------------- flags
 
@@ -96,6 +98,9 @@ def add_shared_flags(parser):
         help="index among the visible GPUs; -1: the CPU (the first visible GPU, else the CPU)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively)")
+    add("--tf32", action="store_true", help="with --precision fp32 on a GPU: allow TF32 (off: fp32 is exact)")
+    add("--compile", choices=("auto", "on", "off"), default="auto",
+        help="compile the frozen teacher and, on a GPU, the trained network (auto: in runs long enough for it to pay)")
     add("--experiments", type=Path, default=Path("experiments"), metavar="DIR",
         help="holds a folder a run (./experiments)")
     add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",
@@ -165,17 +170,18 @@ def choose_device(parser, gpu_id):
     return device
 
 
-def choose_precision(wanted, device):
-    """ "fp32" or "bf16". On CUDA fp32 is exact: TF32 is switched off."""
+def choose_precision(parser, args, device):
+    """ "fp32", "tf32" or "bf16". Exits with code 2 for --tf32 where it means nothing."""
+    if args.tf32 and (device.type != "cuda" or args.precision != "fp32"):
+        parser.error("argument --tf32: belongs to --precision fp32 on a GPU")
+    if args.precision != "auto":
+        return "tf32" if args.tf32 else args.precision
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     else:
         # torch tells these by private functions alone; without them fp32 is the safe answer
         tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
-    if wanted != "auto":
-        return wanted
     precision = "bf16" if native else "fp32"
     print(f"precision: {precision} ({'native here' if native else 'no native bf16 here'}; --precision overrides)")
     return precision
@@ -183,9 +189,14 @@ def choose_precision(wanted, device):
 
 def autocast(device, precision):
     """A function that gives a fresh context for a network's forward pass in this precision."""
-    if precision == "fp32":
+    if precision != "bf16":
         return nullcontext
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def planned_steps(args):
+    """Training steps of the whole run."""
+    return args.epoch * -(-((args.train_limit or TRAIN_SIZE) - args.holdout) // args.batch_size)
 
 
 def learning_rate(args, epoch):
@@ -197,29 +208,39 @@ def learning_rate(args, epoch):
 
 
 class Meters:
-    """Means over an epoch. Sums stay on the device; the host asks for them all at once.
+    """Means over an epoch. Sums stay on the device, each at its place in memory (see speed.Replay); the host asks for
+    them all at once."""
 
-    state: what state() of earlier meters gave, to go on from there on `device`.
-    """
+    def __init__(self, device=None):
+        self.device, self.sums, self.counts = device, {}, {}
 
-    def __init__(self, state=None, device=None):
-        sums, counts = state or ({}, {})
-        self.sums, self.counts = {name: total.to(device) for name, total in sums.items()}, {**counts}
+    def add(self, stats):
+        """stats: {name: (m,) tensor, one value a sample}. This is the device's half of adding, count() the host's."""
+        for name in stats.keys() - self.sums.keys():
+            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+        totals = [values.detach().sum(dtype=torch.float64) for values in stats.values()]
+        torch._foreach_add_([self.sums[name] for name in stats], totals)
 
-    def add(self, name, values):
-        """values: (m,) tensor, one a sample. An empty one adds nothing, and a name that never got any has no mean."""
-        if len(values):
-            total = values.detach().double().sum()
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
+    def count(self, stats):
+        for name, values in stats.items():
             self.counts[name] = self.counts.get(name, 0) + len(values)
 
     def means(self):
-        """{name: mean}, with one synchronisation."""
-        sums = torch.stack(list(self.sums.values())).tolist()
-        return {name: total / self.counts[name] for name, total in zip(self.sums, sums)}
+        """{name: mean}, with one synchronisation; a name that got no values has no mean."""
+        names = [name for name in self.sums if self.counts.get(name)]
+        sums = torch.stack([self.sums[name] for name in names]).tolist()
+        return {name: total / self.counts[name] for name, total in zip(names, sums)}
 
     def state(self):
         return self.sums, self.counts
+
+    def restart(self, state=None):
+        """Begin at nothing, or at what state() gave."""
+        sums, self.counts = ({}, {}) if state is None else (state[0], {**state[1]})
+        for total in self.sums.values():
+            total.zero_()
+        for name, total in sums.items():
+            self.sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=self.device)).copy_(total)
 
 
 def correct(logits, labels):
@@ -227,25 +248,44 @@ def correct(logits, labels):
     return (logits.argmax(1) == labels) * 100.0
 
 
-@torch.no_grad()
-def evaluate(model, split, cast):
-    """Mean cross-entropy, top-1 accuracy in percent, and the class centres of one pass over a Split, in eval mode.
+class Evaluator:
+    """Evaluates a network on a Split: mean cross-entropy, top-1 accuracy in percent, and the class centres.
 
-    Returns (loss, acc, centres): centres is (100, D) float32, the mean pooled feature of each class, or None where a
-    class has no image in the split.
+    Calling it returns (loss, acc, centres): centres is (100, D) float32, the mean pooled feature of each class, nan
+    for a class without an image in the split. The network is in eval mode afterwards.
     """
-    model.eval()
-    meters, feature_sums = Meters(), 0
-    for images, labels in split.evaluation_batches():
-        with cast():
-            features, logits = model(images, is_feat=True)
-        meters.add("loss", F.cross_entropy(logits.float(), labels, reduction="none"))
-        meters.add("acc", correct(logits, labels))
-        feature_sums = feature_sums + F.one_hot(labels, NUM_CLASSES).float().T @ features[-1].float()
-    means = meters.means()
-    class_sizes = torch.bincount(split.labels, minlength=NUM_CLASSES)
-    centres = feature_sums / class_sizes[:, None] if class_sizes.all() else None
-    return means["loss"], means["acc"], centres
+
+    BATCH = 500  # no batch norm is in train mode here, so the result is that of any other batch, up to rounding
+
+    def __init__(self, model, split, cast):
+        self.model, self.split, self.cast = model, split, cast
+        self.device = split.images.device
+        self.meters = Meters(self.device)
+        self.classes = torch.arange(NUM_CLASSES, device=self.device)
+        self.feature_sums = torch.zeros(NUM_CLASSES, pooled_size(model), device=self.device)
+        self.add = Replay(self.add_batch, self.device, self.BATCH)
+
+    def add_batch(self, images, labels):
+        """Take in a batch. images: (m, 32, 32, 3) uint8."""
+        with self.cast():
+            features, logits = self.model(self.split.normalized(images), is_feat=True)
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        stats = {"loss": losses, "acc": correct(logits, labels)}
+        self.meters.add(stats)
+        members = (labels == self.classes[:, None]).float()
+        self.feature_sums.addmm_(members, features[-1].float())
+        return stats
+
+    @torch.no_grad()
+    def __call__(self):
+        self.model.eval()
+        self.meters.restart()
+        self.feature_sums.zero_()
+        for batch in zip(self.split.images.split(self.BATCH), self.split.labels.split(self.BATCH)):
+            self.meters.count(self.add(*batch))
+        means = self.meters.means()
+        sizes = torch.bincount(self.split.labels, minlength=NUM_CLASSES)
+        return means["loss"], means["acc"], self.feature_sums / sizes[:, None]
 
 
 # -------------------------------------------------------------------------------------------------------- progress
@@ -313,6 +353,9 @@ def peak_memory(device):
     """The most bytes that were in use: of the GPU's memory by tensors, on the CPU by the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):  # not Linux; elsewhere getrusage has to do, which also counts what the parent process had
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -127,10 +127,11 @@ def outcome(folder):
     states = {name: torch.load(folder / "ckpt" / f"student_{name}.pth", weights_only=True) for name in ("last", "best")}
     with (folder / "metrics.csv").open() as f:
         metrics = list(csv.DictReader(f))
+    counter = folder / "counter.npy"
     content = {
         **states,
         "metrics": metrics,
-        "counter": torch.from_numpy(np.load(folder / "counter.npy")),
+        "counter": torch.from_numpy(np.load(counter)) if counter.exists() else None,
         "result": json.loads((folder / "result.json").read_text()),
         "events": scalars(folder),
     }
@@ -233,17 +234,17 @@ def at_write(n, act):
 
 
 def at_validation(n, act):
-    """A `before` that does act() in the n-th validation."""
+    """A `before` that does act() in the n-th validation, the teacher's before training counted."""
 
     def before():
-        evaluate, count = loop.evaluate, iter(range(1, 1000))
+        evaluate, count = loop.Evaluator.__call__, iter(range(1, 1000))
 
-        def counting(*args):
+        def counting(self):
             if next(count) == n:
                 act(None)
-            return evaluate(*args)
+            return evaluate(self)
 
-        loop.evaluate = counting
+        loop.Evaluator.__call__ = counting
 
     return before
 
@@ -285,7 +286,7 @@ INTERRUPTIONS = {  # kind: (before, exit code, words that the program says)
     "SIGINT in a step": (at_step(STEPS + 4, send(INT)), 130, "stopped by SIGINT in epoch 2 after step 4, saved"),
     "SIGTERM in the first step": (at_step(1, send(TERM)), 143, "in epoch 1 after step 1, saved"),
     "SIGTERM in an epoch's last step": (at_step(2 * STEPS, send(TERM)), 143, "in epoch 2 after step 9, saved"),
-    "SIGTERM in validation": (at_validation(2, send(TERM)), 143, "stopped by SIGTERM after epoch 2, saved"),
+    "SIGTERM in validation": (at_validation(3, send(TERM)), 143, "stopped by SIGTERM after epoch 2, saved"),
     "SIGINT twice": (at_step(STEPS + 4, send(INT, INT)), 130, "once more stops at once"),
     "SIGKILL in a step": (at_step(2 * STEPS + 4, send(KILL)), 137, ""),
     **{f"SIGKILL at file {n}": (at_write(n, send(KILL)), 137, "") for n in range(1, 12)},

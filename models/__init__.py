@@ -10,12 +10,13 @@ from functools import partial
 
 from .checkpoint import CheckpointError, checksum, load_strict, num_classes, read_checkpoint
 from .mobilenetv2 import MobileNetV2
+from .network import pooled_size
 from .resnet import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet
 from .shufflenet import ShuffleV1, ShuffleV2
 from .vgg import PLANS, VGG
 from .wrn import WideResNet
 
-__all__ = ["CheckpointError", "checksum", "load_model", "model_dict", "read_checkpoint"]
+__all__ = ["CheckpointError", "checksum", "load_model", "model_dict", "pooled_size", "read_checkpoint"]
 
 model_dict = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},

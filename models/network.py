@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -21,6 +22,11 @@ class Network(nn.Module):
         return (features, logits) if is_feat else logits
 
 
+def pooled_size(model):
+    """D, the length of the pooled vector that enters a network's classifier."""
+    return getattr(model, model.classifier_name).in_features
+
+
 def global_pool(x):
     """(N, C, H, W) -> (N, C), the mean over space."""
     return F.adaptive_avg_pool2d(x, 1).flatten(1)
@@ -28,7 +34,19 @@ def global_pool(x):
 
 def conv(in_channels, out_channels, kernel, stride=1, groups=1):
     """A convolution without bias that keeps the size at stride 1."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    kind = DepthwiseConv2d if groups == in_channels else nn.Conv2d
+    return kind(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """One filter a channel. On a CPU its gradient takes torch several times as long in bf16 as in fp32, so under
+    autocast to bf16 it is computed in fp32 there."""
+
+    def forward(self, x):
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not torch.is_grad_enabled():
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).bfloat16()
 
 
 def init_kaiming(model):

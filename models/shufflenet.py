@@ -11,12 +11,6 @@ from torch import nn
 from .network import Network, conv, global_pool
 
 
-def shuffle(x, groups):
-    """Interleave the channels of the groups: (g, c) -> (c, g)."""
-    n, c, h, w = x.shape
-    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
-
-
 class ShuffleNet(Network):
     """The skeleton of both: a 1x1 stem to 24 channels, then three stages whose first block halves the size."""
 
@@ -52,7 +46,7 @@ class BottleneckV1(nn.Module):
         self.bn3 = nn.BatchNorm2d(own)
 
     def forward(self, x):
-        out = shuffle(F.relu(self.bn1(self.conv1(x)), inplace=True), self.first_groups)
+        out = F.channel_shuffle(F.relu(self.bn1(self.conv1(x)), inplace=True), self.first_groups)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
         if self.stride == 2:
@@ -94,7 +88,7 @@ class BasicBlockV2(nn.Module):
         right = F.relu(self.bn1(self.conv1(right)), inplace=True)
         right = self.bn2(self.conv2(right))
         right = F.relu(self.bn3(self.conv3(right)), inplace=True)
-        return shuffle(torch.cat([left, right], 1), 2)
+        return F.channel_shuffle(torch.cat([left, right], 1), 2)
 
 
 class DownBlockV2(nn.Module):
@@ -120,7 +114,7 @@ class DownBlockV2(nn.Module):
         right = F.relu(self.bn3(self.conv3(x)), inplace=True)
         right = self.bn4(self.conv4(right))
         right = F.relu(self.bn5(self.conv5(right)), inplace=True)
-        return shuffle(torch.cat([left, right], 1), 2)
+        return F.channel_shuffle(torch.cat([left, right], 1), 2)
 
 
 class ShuffleV2(ShuffleNet):

@@ -116,11 +116,12 @@ def batch(run, data_root):
     lam, partner = draw_mixing(len(split), s["batch_size"], np.random.default_rng((s["seed"], epoch, 1)))
     step = int((lam > 0.5).int().argmax())
     lam, partner = lam[step], partner.split(s["batch_size"])[step]
-    images, labels, _ = next(split.training_batches(s["batch_size"], s["seed"], epoch, step))
+    images, labels, _ = split.batch(*split.draw(s["batch_size"], s["seed"], epoch)[step])
     with torch.no_grad():
         logits = student.train()(images)
     chooser = Selector(s["k"], s["b"], s["w"], s["strategy"], s["batch_size"])
-    chosen = chooser(images, logits, lam, partner)
+    scores = uncertainty(logits, s["strategy"]) if chooser.needs_scores else None
+    chosen = chooser(images, scores, lam, partner)
     entropy = uncertainty(logits, ENTROPY)[chosen.rank]
     n, k = len(images), len(chosen.images)
 

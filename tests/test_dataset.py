@@ -32,9 +32,13 @@ def test_augmentation_is_torchvision_s():
         assert torch.equal(ours[i], theirs)
 
 
+def epoch_of(split, *batch_size_seed_and_epoch):
+    return [split.batch(*drawn) for drawn in split.draw(*batch_size_seed_and_epoch)]
+
+
 def test_an_epoch_shows_each_image_once():
     split = split_of(150)
-    batches = list(split.training_batches(64, seed=0, epoch=1))
+    batches = epoch_of(split, 64, 0, 1)
     assert [len(labels) for _, labels, _ in batches] == [64, 64, 22]
     indices = torch.cat([indices for _, _, indices in batches])
     assert sorted(indices.tolist()) == list(range(150)) and indices.tolist() != list(range(150))
@@ -55,9 +59,8 @@ def test_offsets_and_flips_take_all_values_equally_often():
     n = 9000
     marked = torch.zeros(n, 32, 32, 3, dtype=torch.uint8)
     marked[:, 15, 15] = 255  # the crop and the flip move this pixel to a place that tells them
-    images = torch.cat(
-        [images for images, _, _ in Split(marked, torch.zeros(n), torch.arange(n)).training_batches(500, 0, 1)]
-    )
+    split = Split(marked, torch.zeros(n), torch.arange(n))
+    images = torch.cat([images for images, _, _ in epoch_of(split, 500, 0, 1)])
     places = (images[:, 0] > 0).nonzero()[:, 1:]
     assert len(places) == n
     rows, columns = places[:, 0], places[:, 1]
@@ -74,19 +77,12 @@ def test_batches_follow_from_seed_epoch_and_step():
     split = split_of(100)
 
     def epoch(*seed_and_epoch):
-        return [images for images, _, _ in split.training_batches(64, *seed_and_epoch)]
+        return [images for images, _, _ in epoch_of(split, 64, *seed_and_epoch)]
 
     first = epoch(0, 1)
     torch.randn(5), np.random.rand(5)
     assert all(torch.equal(a, b) for a, b in zip(first, epoch(0, 1)))
     assert not torch.equal(first[0], epoch(0, 2)[0]) and not torch.equal(first[0], epoch(1, 1)[0])
-
-
-def test_evaluation_batches_are_the_images_in_order():
-    split = split_of(600)
-    batches = list(split.evaluation_batches())
-    assert torch.equal(torch.cat([images for images, _ in batches]), normalize(split.images, split.mean, split.std))
-    assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels)
 
 
 def test_holdout_is_stratified_and_fixed_by_the_seed():

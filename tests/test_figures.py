@@ -93,7 +93,7 @@ def test_batch_is_what_the_programs_make_of_it(student, titles):
 def test_picture_undoes_normalizing():
     pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     split = dataset.Split(pixels, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    ((image, _),) = split.evaluation_batches()
+    image = split.normalized(split.images)
     assert (galleries.picture(image[0]) == pixels[0].numpy()).all()
 
 

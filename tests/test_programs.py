@@ -22,8 +22,7 @@ from cost import forward_macs
 from loop import final_test
 from losses import attention_transfer, similarity_preserving
 from models import load_model, model_dict
-from selector import Selector
-from utils import evaluate
+from utils import Evaluator
 
 KD = "--strategy 0 --k 64 --b 64 --w 1000"
 STATISTICS = {
@@ -187,17 +186,11 @@ def test_ordinary_distillation_costs_what_it_costs(trained_teacher, tmp_path, mo
     assert STATISTICS - set(scalars(folder)) == left_out and read(folder)[0]["teacher_queries"] == 2 * 480
 
 
-def distiller_of(student, teacher_model, *flags):
-    """A Distiller of one batch of 64 synthetic images, in fp32 on the CPU."""
+def distiller_of(student, teacher_model, *flags, images=64, cast=nullcontext, compilation="nothing"):
+    """A Distiller of so many synthetic images, in fp32 on the CPU."""
     args = student_v0.flags().parse_args([word for flag in flags for word in flag.split()])
-    selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
-    optimizer = torch.optim.SGD(student.parameters(), 0.05, 0.9, weight_decay=5e-4)
-    data = dataset.load("synthetic", None, "cpu", 64, 1)
-    distiller = student_v0.Distiller(
-        student.train(), teacher_model, optimizer, selector, nullcontext, args, data, (1, 1), None
-    )
-    distiller.start_epoch(1)
-    return distiller
+    data = dataset.load("synthetic", None, "cpu", images, 1)
+    return student_v0.Distiller(student.train(), teacher_model, args, data, cast, (1, 1), compilation)
 
 
 def confidences(p):
@@ -217,10 +210,11 @@ def test_one_step_is_the_method(trained_teacher, flags):
     reference.load_state_dict(student.state_dict())
     distiller = distiller_of(student, teacher_model, flags)
     args, centres = distiller.args, torch.randn(100, 64)
-    distiller.centres = centres
-    images, labels = torch.randn(64, 3, 32, 32), torch.randint(100, (64,))
-    stats = distiller.step(0, images, labels, torch.arange(64).flip(0))
-    lam, partner = distiller.lam[0], distiller.partner[0]
+    distiller.centres.copy_(centres)
+    (drawn,) = distiller.draw(1)
+    stats = distiller.step(*drawn)
+    images, labels, indices = distiller.train.batch(*drawn[:3])
+    lam, partner = drawn[3:]
 
     # score, rank
     reference.train()
@@ -261,20 +255,21 @@ def test_one_step_is_the_method(trained_teacher, flags):
     for name, values in expected.items():
         torch.testing.assert_close(stats[name].mean(), values.mean(), rtol=1e-4, atol=1e-4, msg=name)
         assert len(stats[name]) == {"s_else": len(dropped), "s_all": 64}.get(name[6:].rsplit("_", 1)[0], args.k)
-    # the counter: indices ran backwards, so image i of the batch is number 63 - i
-    assert distiller.counted.nonzero()[:, 0].tolist() == sorted((63 - order[: args.b]).tolist())
+    assert distiller.counted.nonzero()[:, 0].tolist() == sorted(indices[order[: args.b]].tolist())
 
 
 @pytest.mark.parametrize("flags", ["", KD, "--other-distill AT", "--other-distill SP", "--ce-weight 1"])
 def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     """Tensors of the meta device have no values: anything that would read one on the host raises."""
     teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
-    distiller = distiller_of(model_dict["resnet8"]().to("meta"), teacher_model.to("meta"), flags)
-    for name in ("lam", "counted"):
-        setattr(distiller, name, getattr(distiller, name).to("meta"))
-    distiller.partner, distiller.centres = [distiller.partner[0].to("meta")], torch.empty(100, 64, device="meta")
-    batch = (torch.empty(64, 3, 32, 32), torch.empty(64, dtype=torch.int64), torch.empty(64, dtype=torch.int64))
-    stats = distiller.step(0, *(tensor.to("meta") for tensor in batch))
+    distiller = distiller_of(model_dict["resnet8"](), teacher_model, flags)
+    (drawn,) = distiller.draw(1)
+    distiller.student, distiller.teacher = distiller.model.to("meta"), teacher_model.to("meta")
+    distiller.optimizer = torch.optim.SGD(distiller.student.parameters(), 0.05)  # the fused one knows no such device
+    for owner, names in ((distiller, ("centres", "counted")), (distiller.train, vars(distiller.train))):
+        for name in names:
+            setattr(owner, name, getattr(owner, name).to("meta"))
+    stats = distiller.step(*(tensor.to("meta") for tensor in drawn))
     assert all(values.device.type == "meta" for values in stats.values())
 
 
@@ -287,8 +282,8 @@ def test_the_best_weights_are_tested_as_such(trained_teacher, tmp_path):
             return trained_teacher / "ckpt" / f"{name}.pth"
 
     expected = {
-        "test_acc_best": evaluate(best, split, nullcontext)[1],
-        "test_acc_last": evaluate(last, split, nullcontext)[1],
+        "test_acc_best": Evaluator(best, split, nullcontext)()[1],
+        "test_acc_last": Evaluator(last, split, nullcontext)()[1],
     }
     assert expected["test_acc_best"] != expected["test_acc_last"]
     assert final_test(Finished(), last, split, nullcontext) == expected and final_test(None, last, None, None) == {}
@@ -412,7 +407,8 @@ SHARED_BAD_FLAGS = [
     "--milestones 2 2", "--epoch 3 --milestones 3", "--save-interval 0", "--seed -1", "--gpu-id -2", "--gpu-id 99",
     "--train-limit 1", "--train-limit 50001", "--val-limit 0", "--val-limit 10001", "--holdout -1",
     "--holdout 49999", "--train-limit 100 --holdout 99", "--precision fp16", "--dataset cifar10", "--nonsense",
-    "--epo 3", "--seed 100000000000000000000", "--epoch 1000000000000",
+    "--epo 3", "--tf32", "--precision bf16 --tf32", "--compile maybe",
+    "--seed 100000000000000000000", "--epoch 1000000000000",
 ]  # fmt: skip
 STUDENT_BAD_FLAGS = [
     "--k 0", "--k 65", "--b 0", "--b 65", "--w -1", "--T 0", "--kd-weight -1", "--ce-weight -1", "--kd-weight 0",

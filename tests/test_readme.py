@@ -27,7 +27,7 @@ def test_classifying_a_picture(trained_teacher, tmp_path):
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    ((images, _),) = split.evaluation_batches()
+    images = split.normalized(split.images)
     with torch.no_grad():
         best = load_model(tmp_path / path)[0](images).argmax().item()
     assert result.stdout.strip() == dataset.CLASSES[best]

@@ -88,7 +88,7 @@ def batch(n, seed=0):
 def test_selector_follows_the_formula(strategy, n):
     images, logits, lam, partner = batch(n)
     selector = Selector(k=48, b=32, w=10, strategy=strategy, batch_size=64)
-    selection = selector(images, logits, lam, partner)
+    selection = selector(images, uncertainty(logits, strategy), lam, partner)
     k = min(48, n)
 
     scores = [slow_uncertainty(row, strategy) for row in logits.double().tolist()]
@@ -105,7 +105,7 @@ def test_selector_follows_the_formula(strategy, n):
 
 def test_last_batch_is_kept_nearly_unmixed():
     images, logits, lam, partner = batch(16)
-    selection = Selector()(images, logits, lam, partner)
+    selection = Selector()(images, uncertainty(logits, 3), lam, partner)
     assert len(selection.images) == 16 and selection.mask.max() < 0.08
 
 
@@ -126,8 +126,9 @@ def test_ordinary_distillation_is_in_effect_unmixed():
 
 def test_selector_leaves_global_randomness_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    Selector()(*batch(64))
-    Selector(strategy=0)(*batch(64))
+    images, logits, lam, partner = batch(64)
+    Selector()(images, uncertainty(logits, 3), lam, partner)
+    Selector(strategy=0)(images, None, lam, partner)
     draw_mixing(130, 64, np.random.default_rng(0))
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
 
@@ -136,7 +137,8 @@ def test_selector_leaves_global_randomness_alone():
 def test_selector_never_asks_the_device_for_a_value(strategy):
     """Tensors of the meta device have no values: anything that would read one on the host raises."""
     images, logits, lam, partner = (tensor.to("meta") for tensor in batch(64))
-    selection = Selector(strategy=strategy)(images, logits, lam, partner)
+    scores = uncertainty(logits, strategy) if strategy else None
+    selection = Selector(strategy=strategy)(images, scores, lam, partner)
     assert selection.images.shape == (48, 3, 4, 4) and selection.images.device.type == "meta"
 
 

@@ -15,13 +15,13 @@ from conftest import ROOT
 from dataset import Split, normalize
 from models import model_dict
 from utils import (
+    Evaluator,
     Meters,
     Parser,
     autocast,
     choose_device,
     choose_precision,
     correct,
-    evaluate,
     hours,
     learning_rate,
     number,
@@ -48,19 +48,35 @@ def test_learning_rate_is_torch_s_multistep():
         schedule.step()
 
 
+def add(meters, stats):
+    meters.add(stats)
+    meters.count(stats)
+
+
 def test_meters_are_means_over_samples():
     meters = Meters()
-    meters.add("a", torch.tensor([1.0, 2.0, 3.0]))
-    meters.add("a", torch.tensor([10.0]))
-    meters.add("b", torch.tensor([True, False]) * 100.0)
-    meters.add("never", torch.tensor([]))
+    add(meters, {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([True, False]) * 100.0, "no": torch.zeros(0)})
+    add(meters, {"a": torch.tensor([10.0]), "no": torch.zeros(0)})
     assert meters.means() == {"a": 4.0, "b": 50.0}
+    half = meters.state()
+    half = ({name: total.clone() for name, total in half[0].items()}, dict(half[1]))
+    places = {name: total.data_ptr() for name, total in meters.sums.items()}
+    meters.restart()
+    add(meters, {"a": torch.tensor([7.0])})
+    assert meters.means()["a"] == 7
+    meters.restart(half)
+    add(meters, {"a": torch.tensor([9.0])})
+    assert meters.means() == {"a": 5.0, "b": 50.0}
+    assert places == {name: total.data_ptr() for name, total in meters.sums.items()}
+    fresh = Meters()
+    fresh.restart(half)
+    assert fresh.means() == {"a": 4.0, "b": 50.0}
 
 
 def test_meters_keep_small_values_beside_large_sums():
     meters = Meters()
     for _ in range(1000):
-        meters.add("a", torch.full((1000,), 0.1))
+        add(meters, {"a": torch.full((1000,), 0.1)})
     assert meters.means()["a"] == pytest.approx(0.1, rel=1e-6)
 
 
@@ -75,7 +91,10 @@ def test_evaluate():
     torch.manual_seed(0)
     model = model_dict["resnet8"]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    loss, acc, centres = evaluate(model, split, nullcontext)
+    evaluator = Evaluator(model, split, nullcontext)
+    loss, acc, centres = evaluator()
+    again = evaluator()
+    assert again[:2] == (loss, acc) and torch.equal(again[2], centres)
     with torch.no_grad():
         features, logits = model(normalize(images, split.mean, split.std), is_feat=True)
     assert loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
@@ -85,9 +104,10 @@ def test_evaluate():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_classes_without_an_image_have_no_centres():
+def test_a_class_without_an_image_has_no_centre():
     split = Split(torch.zeros(99, 32, 32, 3, dtype=torch.uint8), torch.arange(99), torch.arange(99))
-    assert evaluate(model_dict["resnet8"](), split, nullcontext)[2] is None
+    centres = Evaluator(model_dict["resnet8"](), split, nullcontext)()[2]
+    assert centres[:99].isfinite().all() and centres[99].isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -125,12 +145,16 @@ def test_a_gpu_that_fails_is_said_in_one_line(monkeypatch, capsys):
 
 def test_precision(monkeypatch, capsys):
     cpu = torch.device("cpu")
-    assert choose_precision("bf16", cpu) == "bf16" and choose_precision("fp32", cpu) == "fp32"
+
+    def chosen(precision, tf32=False):
+        return choose_precision(Parser("x"), argparse.Namespace(precision=precision, tf32=tf32), cpu)
+
+    assert chosen("bf16") == "bf16" and chosen("fp32") == "fp32"
     for native in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda native=native: native)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
         capsys.readouterr()
-        assert choose_precision("auto", cpu) == ("bf16" if native else "fp32")
+        assert chosen("auto") == ("bf16" if native else "fp32")
         assert ("bf16 (native" if native else "fp32 (no native") in capsys.readouterr().out
     model, images = model_dict["resnet8"](), torch.zeros(2, 3, 32, 32)
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):

@@ -1,0 +1,111 @@
+"""The plain loop: the method as repositories of this field usually run it, to measure against and to check against.
+
+Eager, fp32, channels first; PIL images go one by one through torchvision's transforms in a DataLoader with 3 workers;
+every statistic of every step is pulled to the host. In one thing it is better than usual: KD makes no scoring pass.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import dataset
+
+WORKERS = 3
+TRANSFORM = transforms.Compose(
+    [
+        transforms.RandomCrop(dataset.SIZE, padding=dataset.PADDING),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(dataset.MEAN, dataset.STD),
+    ]
+)
+
+
+class Pictures(Dataset):
+    """images: (n, 32, 32, 3) uint8 numpy. labels: (n,) ints."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return TRANSFORM(Image.fromarray(self.images[i])), int(self.labels[i])
+
+
+def batches(images, labels, batch_size, device):
+    """(images, labels) of whole batches on `device`, epoch after epoch, without end."""
+    cuda = device.type == "cuda"
+    pictures = Pictures(images, labels)
+    loader = DataLoader(pictures, batch_size, shuffle=True, num_workers=WORKERS, pin_memory=cuda, drop_last=True)
+    while True:
+        for x, y in loader:
+            yield x.to(device), y.to(device)
+
+
+class PlainClassifier:
+    """A teacher's training step."""
+
+    def __init__(self, model, args):
+        self.model = model.train()
+        self.optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+        self.statistics = {}  # name: what the host got of each step
+
+    def note(self, name, value):
+        self.statistics.setdefault(name, []).append(value.item())
+
+    def step(self, images, labels):
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.note("loss", loss)
+        self.note("acc", (logits.argmax(1) == labels).float().mean())
+
+
+class PlainDistiller(PlainClassifier):
+    """A student's training step: UNIX by entropy (args.strategy 3), or KD (0)."""
+
+    def __init__(self, student, teacher, args):
+        super().__init__(student, args)
+        self.teacher, self.args = teacher.eval(), args
+        self.rng = np.random.default_rng(args.seed)
+
+    def step(self, images, labels, lam=None, partner=None):
+        """lam: (), partner: (n,): the step's mixing, drawn here where it is not given."""
+        args, n = self.args, len(images)
+        lam = self.rng.beta(1, 1) if lam is None else lam
+        partner = torch.randperm(n, device=images.device) if partner is None else partner
+        if args.strategy:
+            with torch.no_grad():
+                p = self.model(images).softmax(1)
+            entropy = -(p * p.clamp(min=1e-30).log()).sum(1)
+            rank = entropy.argsort(descending=True)
+            self.note("uncertainty", entropy.mean())
+        else:
+            rank = torch.arange(n, device=images.device)
+        place = torch.arange(n, device=images.device) / args.batch_size
+        mask = lam * torch.sigmoid(args.w * (place - (2 * args.b - 1) / (2 * args.batch_size)))
+        kept, partner, mask = rank[: args.k], partner[: args.k], mask[: args.k].view(-1, 1, 1, 1)
+        mixed = (1 - mask) * images[kept] + mask * images[partner]
+        with torch.no_grad():
+            target = self.teacher(mixed)
+        logits = self.model(mixed)
+        log_p = F.log_softmax(logits / args.T, 1)
+        loss = args.kd_weight * args.T**2 * F.kl_div(log_p, F.softmax(target / args.T, 1), reduction="batchmean")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.note("loss", loss)
+        self.note("acc", (logits.argmax(1) == labels[kept]).float().mean())
+        for name, of in (("teacher", target), ("student", logits)):
+            p = of.softmax(1)
+            top = p.topk(2, dim=1).values
+            self.note(f"{name} confidence", top[:, 0].mean())
+            self.note(f"{name} margin", (top[:, 0] - top[:, 1]).mean())
+            self.note(f"{name} entropy", -(p * p.clamp(min=1e-30).log()).sum(1).mean())

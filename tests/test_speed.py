@@ -1,0 +1,212 @@
+"""speed.py: that what is fast computes the same; graphs by a stand-in for CUDA's."""
+
+import copy
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import QUICK, ROOT
+from test_programs import KD, distil, distiller_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import loop
+import speed
+import teacher
+import utils
+from benchmarks.faults import differences, flatten, outcome
+from benchmarks.plain import PlainDistiller
+from models import load_model, model_dict
+from speed import Replay, choose_compilation, frozen
+from utils import autocast
+
+CPU = torch.device("cpu")
+
+
+class Recorder(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: notes each operation with the tensors that it got and gave, and runs them all
+    again on those same tensors, numbers as they were. Unlike a graph it also runs while recording, so the first replay
+    is spared."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.replays = [], 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self):
+        self.replays += 1
+        for operation, args, kwargs, result in self.operations if self.replays > 1 else ():
+            for old, new in zip(tree_leaves(result), tree_leaves(operation(*args, **kwargs))):
+                if torch.is_tensor(old) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Replay behaves as on CUDA, with a Recorder for the graph. Gives the list of those made."""
+    made = []
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    def graph():
+        made.append(Recorder())
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda recorder: recorder)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    for user in (loop, utils):
+        monkeypatch.setattr(user, "Replay", lambda function, device, size: Replay(function, torch.device("cuda"), size))
+    return made
+
+
+def test_replay(graphs):
+    """Outputs and state follow the inputs; numbers are those of the recording until it is forgotten."""
+    total, factor = torch.zeros(()), 2
+
+    def function(x, y):
+        total.add_(x.sum())
+        return {"product": x * y * factor}
+
+    replay, expected = loop.Replay(function, CPU, 3), 0
+    for i in range(8):
+        x = torch.full((3,), float(i))
+        assert replay(x, torch.tensor(2.0))["product"].tolist() == [4 * i] * 3
+        expected += 3 * i
+        assert total == expected
+    (graph,) = graphs
+    assert graph.replays == 8 - Replay.WARM_UP
+    assert replay(torch.ones(2), torch.tensor(1.0))["product"].tolist() == [2, 2] and graph.replays == 5
+    factor = 10
+    assert replay(torch.ones(3), torch.tensor(1.0))["product"].tolist() == [2] * 3
+    replay.forget()
+    assert replay(torch.ones(3), torch.tensor(1.0))["product"].tolist() == [10] * 3
+    assert Replay(function, CPU, 3)(torch.ones(3), torch.tensor(1.0))["product"].tolist() == [10] * 3
+    assert len(graphs) == 1  # on the CPU nothing is recorded
+
+
+@pytest.mark.parametrize("flags", ["", KD, "--other-distill AT --ce-weight 1"])
+def test_a_replayed_distillation_is_the_plain_one(trained_teacher, tmp_path, graphs, monkeypatch, flags):
+    """All that a run leaves is the same to the bit, with a milestone and odd last batches."""
+    quick = ("--train-limit 528 --val-limit 1100 --epoch 3 --milestones 2", flags)
+    replayed = distil(trained_teacher, tmp_path / "replayed", *quick)
+    # training was recorded in epoch 1 and for the lower rate in epoch 3, validation in epoch 2; each warmed up first
+    assert [graph.replays for graph in graphs] == [16 - 3, 6 - 3, 8 - 3]
+    monkeypatch.undo()
+    plain = distil(trained_teacher, tmp_path / "plain", *quick)
+    assert outcome(replayed) and not differences(outcome(replayed), outcome(plain))
+
+
+def test_a_replayed_teacher_run_is_the_plain_one(tmp_path, graphs, monkeypatch):
+    flags = f"--arch resnet8 {QUICK} --train-limit 528 --experiments".split()
+    teacher.main([*flags, str(tmp_path / "replayed")])
+    assert [graph.replays for graph in graphs] == [8 - 3, 8 - 3]
+    monkeypatch.undo()
+    teacher.main([*flags, str(tmp_path / "plain")])
+    ours, theirs = (
+        torch.load(next((tmp_path / name).glob("*/ckpt/last.pth")), weights_only=True) for name in ("replayed", "plain")
+    )
+    for part in ("state_dict", "optimizer", "rows"):
+        names = differences(flatten(ours[part]), flatten(theirs[part]))
+        assert not [name for name in names if "seconds" not in name]
+
+
+def losses(trained_teacher, precision, compilation, steps=20):
+    """The losses of the first steps of UNIX, for which a data set of so many batches is distilled."""
+    torch.manual_seed(0)
+    teacher_model = load_model(trained_teacher / "ckpt" / "best.pth")[0].to(memory_format=torch.channels_last)
+    student = model_dict["resnet8"]().to(memory_format=torch.channels_last)
+    cast = autocast(CPU, precision)
+    distiller = distiller_of(student, teacher_model, images=64 * steps, cast=cast, compilation=compilation)
+    assert (distiller.teacher is teacher_model) == (distiller.student is student) == (compilation == "nothing")
+    return torch.stack([distiller.step(*drawn)["train/loss"][0] for drawn in distiller.draw(1)])
+
+
+def test_fast_and_plain_give_the_same_losses(trained_teacher):
+    plain, fast = (losses(trained_teacher, "fp32", compilation) for compilation in ("nothing", "all"))
+    assert len(set(plain.tolist())) == 20
+    torch.testing.assert_close(fast[0], plain[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(fast, plain, rtol=5e-3, atol=0)  # rounding grows as training goes on
+    halved = losses(trained_teacher, "bf16", "all")
+    torch.testing.assert_close(halved[0], plain[0], rtol=0.05, atol=0)
+    assert not torch.equal(halved, plain)
+
+
+def test_the_plain_loop_gives_the_same_losses(trained_teacher):
+    """benchmarks/plain.py, fed the same batches: what the benchmark compares computes the same."""
+    torch.manual_seed(0)
+    teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
+    student = model_dict["resnet8"]()
+    plain = PlainDistiller(copy.deepcopy(student), copy.deepcopy(teacher_model), distiller_of(student, None).args)
+    channels_last = {"memory_format": torch.channels_last}
+    distiller = distiller_of(student.to(**channels_last), teacher_model.to(**channels_last), images=64 * 20)
+    for i, drawn in enumerate(distiller.draw(1)):
+        images, labels, _ = distiller.train.batch(*drawn[:3])
+        plain.step(images.contiguous(), labels, *drawn[3:])
+        ours = distiller.step(*drawn)
+        tolerance = 1e-5 if i == 0 else 5e-3
+        assert ours["train/loss"][0].item() == pytest.approx(plain.statistics["loss"][i], rel=tolerance)
+        entropy = ours["train/s_all_entropy"].mean().item()
+        assert entropy == pytest.approx(plain.statistics["uncertainty"][i], rel=tolerance)
+
+
+def test_a_frozen_teacher_that_differs_is_not_used(trained_teacher, monkeypatch, capsys):
+    teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
+    images = torch.randn(8, 3, 32, 32)
+    monkeypatch.setattr(
+        torch, "compile", lambda network, dynamic: lambda x, is_feat: (None, network(x) * torch.linspace(0.8, 1, 100))
+    )
+    assert frozen(teacher_model, images, nullcontext) is teacher_model
+    assert "differs from the plain one by" in capsys.readouterr().out
+
+
+def test_choose_compilation(monkeypatch, capsys):
+    probed = []
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: probed.append(1) or function)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda x: probed.append(1))
+    long, short, gpu = speed.COMPILING_PAYS, speed.COMPILING_PAYS - 1, torch.device("cuda")
+    assert choose_compilation("off", CPU, long) == "nothing" and not capsys.readouterr().out
+    assert choose_compilation("auto", CPU, short) == "nothing" and "too few" in capsys.readouterr().out
+    assert not probed
+    assert choose_compilation("auto", CPU, long) == "teacher" and choose_compilation("auto", gpu, long) == "all"
+    assert choose_compilation("on", CPU, short) == choose_compilation("on", gpu, short) == "all" and len(probed) == 4
+
+
+def test_without_a_compiler_it_runs_on(tmp_path):
+    environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, ROOT / "teacher.py", "--arch", "resnet8", *QUICK.split(), "--compile", "on"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("compilation:")]
+    assert line.startswith("compilation: nothing, it does not work here (")
+
+
+@pytest.mark.parametrize("arch", ["MobileNetV2", "ShuffleV2"])
+def test_depthwise_gradients_are_computed_in_fp32_on_a_cpu(arch):
+    """Against the same network wholly in bf16: its outputs keep that precision, and its gradients are as good."""
+    images = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(0)
+    model = model_dict[arch]().train()
+    seen = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.groups == module.in_channels:
+            module.register_forward_hook(lambda _, inputs, output: seen.append((output.dtype, output.grad_fn.name())))
+    with autocast(CPU, "bf16")():
+        model(images).float().sum().backward()
+    assert len(seen) > 10 and {dtype for dtype, _ in seen} == {torch.bfloat16}
+    assert {name for _, name in seen} == {"ToCopyBackward0"}  # the cast back from fp32
