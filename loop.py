@@ -7,6 +7,7 @@ import time
 
 import torch
 
+import processes
 from models import read_checkpoint
 from run import RunError
 from speed import Replay
@@ -60,7 +61,7 @@ class TrainingStep:
 
     def restart(self, step=0, meters=None):
         """At the beginning of an epoch, or where meters.state() was saved after `step` steps of it."""
-        self.meters.restart(meters)
+        self.meters.restart(meters if processes.rank() == 0 else None)
         self.finite.fill_(True)
         self.finite_steps.fill_(step)
 
@@ -76,10 +77,13 @@ class TrainingStep:
 
 
 class StopRequest:
-    """Within this context a first SIGTERM or SIGINT is only noted, as `.signal`; a second one stops at once."""
+    """Within this context a first SIGTERM or SIGINT is only noted, as `.signal`; a second one stops at once, unless it
+    comes within a second: who ends a group of processes may reach each of them by two ways."""
+
+    ASK = 16  # steps until several processes ask each other for it
 
     def __enter__(self):
-        self.signal = None
+        self.signal, self.noted = None, math.inf
         self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -88,17 +92,26 @@ class StopRequest:
             signal.signal(number, handler)
 
     def note(self, number, _):
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self.noted = number, time.monotonic()
+        elif time.monotonic() > self.noted + 1:
             sys.exit(128 + number)
-        self.signal = number
+        else:
+            return
         say("stopping after this step; once more stops at once")
 
+    def agreed(self, step=0):
+        """Whether to stop after this step: all processes, or none."""
+        if processes.count() > 1 and step % self.ASK == 0:
+            self.signal = max((number or 0 for number in processes.everyone(self.signal)), default=0) or None
+            return self.signal is not None
+        return self.signal is not None and processes.count() == 1
+
     def leave(self, where):
-        """End the program if a signal came. where: in words, what was just saved."""
-        if self.signal is not None:
-            name = signal.Signals(self.signal).name
-            say(f"stopped by {name} {where}, saved; the same command (without --fresh) goes on from there")
-            sys.exit(128 + self.signal)
+        """End the program. where: in words, what was just saved."""
+        name = signal.Signals(self.signal).name
+        say(f"stopped by {name} {where}, saved; the same command (without --fresh) goes on from there")
+        sys.exit(128 + self.signal)
 
 
 def fit(args, run, data, learner, cast):
@@ -131,12 +144,14 @@ def fit(args, run, data, learner, cast):
                 step(*drawn)
                 run.startup_seconds = run.startup_seconds or process_seconds()
                 progress.step(len(drawn[0]), meters)
-                if stop.signal:
+                if stop.agreed(i):
+                    meters.combine()
                     check_finite(run, model, epoch, step.finite_steps, i + 1)
                     begun = {"step": i + 1, "seconds": time.monotonic() - start, "meters": meters.state()}
                     run.save(model, optimizer, learner.state(), begun)
                     stop.leave(f"in epoch {epoch} after step {i + 1}")
             begun = None
+            meters.combine()
             check_finite(run, model, epoch, step.finite_steps, steps)
             row = {name: mean for name, mean in meters.means().items() if not math.isnan(mean)}  # center_dist may be
             trained = time.monotonic()
@@ -146,7 +161,8 @@ def fit(args, run, data, learner, cast):
             row["val_seconds"] = time.monotonic() - trained
             run.end_epoch(model, optimizer, row, learner.state())
             progress.epoch(row, run.best["val/cls_acc"])
-            stop.leave(f"after epoch {epoch}")
+            if stop.agreed():
+                stop.leave(f"after epoch {epoch}")
     progress.close()
 
 
@@ -159,7 +175,7 @@ def final_test(run, model, test, cast):
         return {}
     evaluate = Evaluator(model, test, cast)
     _, last, _ = evaluate()
-    model.load_state_dict(read_checkpoint(run.checkpoint("best"))["state_dict"])
+    model.load_state_dict(processes.from_first(lambda: read_checkpoint(run.checkpoint("best"))["state_dict"]))
     _, best, _ = evaluate()
     return {"test_acc_best": best, "test_acc_last": last}
 
@@ -169,6 +185,7 @@ def check_finite(run, model, epoch, finite_steps, steps):
 
     finite_steps: steps before the first such loss.
     """
+    finite_steps = min(processes.everyone(finite_steps.item()))
     weights = [tensor.isfinite().all() for tensor in model.state_dict().values() if tensor.is_floating_point()]
     if finite_steps < steps:
         what = f"the loss was not finite in epoch {epoch}, step {finite_steps + 1}"

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from tensorboardX import SummaryWriter
 
+import processes
 from models import CheckpointError, checksum, model_dict, read_checkpoint
 
 WITHOUT_EFFECT = {"save_interval", "gpu_id", "data_root", "experiments", "fresh", "debug", "compile"}
@@ -44,7 +45,8 @@ def differences(parser, args, named):
     for flag, value in vars(args).items():
         if flag not in WITHOUT_EFFECT and flag not in named and value != parser.get_default(flag):
             values = value if isinstance(value, list) else [value]
-            parts.append(f"_{flag.replace('_', '')}{'-'.join(map(written, values)) or 'none'}")
+            text = "" if value is True else "-".join(map(written, values)) or "none"
+            parts.append(f"_{flag.replace('_', '')}{text}")
     return "".join(parts)
 
 
@@ -64,6 +66,7 @@ def describe(args, device, precision, **more):
         "command": shlex.join(sys.argv),
         "settings": {flag: str(value) if isinstance(value, Path) else value for flag, value in vars(args).items()},
         "precision": precision,
+        "processes": processes.count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": commit},
         **more,
@@ -83,7 +86,8 @@ class RunError(OSError):
 
 
 class Run:
-    """A folder that a run writes to, epoch by epoch, as a context: within it no other process may use the folder.
+    """A folder that a run writes to, epoch by epoch, as a context: within it no other process may use the folder. Of
+    several processes of the same run the first one writes; all call the methods alike.
 
     experiments, name: the folder, made on entering the context; a name too long for a file system ends in a hash.
     config: see describe(). kind: "teacher" or "student". arch: the network trained. An earlier run of the same settings
@@ -98,14 +102,18 @@ class Run:
             name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self.folder, self.config, self.kind, self.arch, self.fresh = experiments / name, config, kind, arch, fresh
         self.prefix = "student_" if kind == "student" else ""
-        self.rows, self.best_weights, self.events, self.startup_seconds = [], None, None, None
+        self.rows, self.best_weights, self.events, self.lock, self.startup_seconds = [], None, None, None, None
         there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise RunError(f"{self.folder} cannot be made: {there} is no folder that may be written to")
         if not fresh:
-            self.check_same_settings()
+            processes.from_first(self.check_same_settings)
 
     def __enter__(self):
+        processes.from_first(self.enter)
+        return self
+
+    def enter(self):
         if self.fresh and self.folder.exists():
             with lock(self.folder):
                 aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
@@ -118,12 +126,12 @@ class Run:
             raise RunError(f"{self.folder} has been finished by another process meanwhile")
         if read_json(self.folder / "config.json") is None:
             write_json(self.folder / "config.json", self.config)
-        return self
 
     def __exit__(self, *_):
         if self.events:
             self.events.close()
-        self.lock.close()
+        if self.lock:
+            self.lock.close()
 
     def check_same_settings(self):
         path = self.folder / "config.json"
@@ -146,7 +154,7 @@ class Run:
 
     @property
     def finished(self):
-        return self.result is not None and not self.fresh
+        return processes.from_first(lambda: self.result is not None) and not self.fresh
 
     @property
     def result(self):
@@ -168,15 +176,17 @@ class Run:
 
         Returns the "learner" and "begun" that save() got, in a dict, or None for a new run.
         """
-        saved = self.read_state()
+        saved = processes.from_first(self.read_state)
         if saved:
             model.load_state_dict(saved["state_dict"])
             optimizer.load_state_dict(saved["optimizer"])
             self.rows, self.best_weights = saved["rows"], saved["best"]
             step = f", step {saved['begun']['step']} of the next" if saved["begun"] else ""
             print(f"resuming {self.folder} after epoch {len(self.rows)}{step}")
-            if self.best_weights:
-                write_checkpoint(self.checkpoint("best"), self.best_weights)
+        if processes.rank() > 0:
+            return saved
+        if self.best_weights:
+            write_checkpoint(self.checkpoint("best"), self.best_weights)
         shutil.rmtree(self.folder / "events", ignore_errors=True)
         self.events = SummaryWriter(str(self.folder / "events"))
         for row in self.rows:
@@ -209,6 +219,8 @@ class Run:
 
         learner: see Learner.state. begun: where the epoch stands that is not finished, None between epochs.
         """
+        if processes.rank() > 0:
+            return
         state = {
             **self.weights(model),
             "optimizer": optimizer.state_dict(),
@@ -238,6 +250,8 @@ class Run:
         """
         epoch, settings = len(self.rows) + 1, self.config["settings"]
         self.rows.append({"epoch": epoch, **row})
+        if processes.rank() > 0:
+            return
         weights = self.weights(model)
         if self.best["epoch"] == epoch:
             clones = {name: tensor.cpu().clone() for name, tensor in weights["state_dict"].items()}
@@ -267,6 +281,8 @@ class Run:
 
     def finish(self, images_per_epoch, **more):
         """Write result.json. images_per_epoch: training images drawn in one. more: further entries."""
+        if processes.rank() > 0:
+            return
         train_seconds = sum(row["train_seconds"] for row in self.rows)
         result = {
             "best_acc": self.best["val/cls_acc"],
@@ -285,6 +301,8 @@ class Run:
 
     def summarize(self):
         """Print a finished run's result."""
+        if processes.rank() > 0:
+            return
         result = self.result
         best, epoch, last = (result[name] for name in ("best_acc", "best_epoch", "last_acc"))
         print(f"{self.folder}: best {best:.2f} % (epoch {epoch}), last {last:.2f} %")

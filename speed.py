@@ -8,6 +8,8 @@ from contextlib import suppress
 
 import torch
 
+import processes
+
 COMPILING_PAYS = (
     4_000  # steps; in fewer, compilation costs more seconds than it saves (benchmarks/throughput.py --startup)
 )
@@ -20,7 +22,7 @@ class Replay:
 
     Launching the kernels of a step one by one takes the host longer than the GPU needs to run them; a graph is one
     launch. function: takes and returns (in any structure) tensors on `device`; its first argument has `size` rows, and
-    calls with another number run it as it is, as every call does on a CPU.
+    calls with another number run it as it is, as every call does on a CPU, or where several processes exchange.
 
     A recording holds numbers by value and tensors by their place in memory. So whatever else the function reads or
     writes may only be changed in place, and after a number that it reads has changed, forget() has it recorded anew.
@@ -30,14 +32,15 @@ class Replay:
     WARM_UP = 3  # calls as they are, in which libraries choose their kernels and optimizers make their buffers
 
     def __init__(self, function, device, size):
-        self.function, self.device, self.size = function, device, size
+        self.function, self.size = function, size
+        self.records = device.type == "cuda" and processes.count() == 1
         self.forget()
 
     def forget(self):
         self.graph, self.calls = None, 0
 
     def __call__(self, *inputs):
-        if self.device.type != "cuda" or len(inputs[0]) != self.size:
+        if not self.records or len(inputs[0]) != self.size:
             return self.function(*inputs)
         if self.graph is None:
             self.calls += 1
@@ -65,7 +68,7 @@ def choose_compilation(wanted, device, steps):
     """What to compile: "nothing", "teacher" or "all"; says so where `wanted` leaves it open or it cannot be done.
 
     wanted: "auto", "on" or "off". steps: of the whole run. On a CPU only the frozen teacher gains: compiling the
-    training of a small network there saved nothing that could be measured.
+    training of a small network there saved next to nothing. Over several processes the trained network stays plain.
     """
     if wanted == "off":
         return "nothing"
@@ -77,7 +80,7 @@ def choose_compilation(wanted, device, steps):
     except Exception as e:  # inductor reports a missing compiler by classes of its own, which have changed
         print(f"compilation: nothing, it does not work here ({str(e).strip().splitlines()[0]})")
         return "nothing"
-    what = "all" if wanted == "on" or device.type == "cuda" else "teacher"
+    what = "all" if processes.count() == 1 and (wanted == "on" or device.type == "cuda") else "teacher"
     if wanted == "auto":
         print(f"compilation: {what} (--compile overrides)")
     return what

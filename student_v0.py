@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import dataset
+import processes
 from cost import COUNTINGS, computation, forward_macs, spent
 from loop import Learner, final_test, fit
 from losses import FEATURE_LOSSES, OTHER_WEIGHT, check_features, kd_loss, mixed_cross_entropy
@@ -33,21 +34,19 @@ from run import (
     written,
 )
 from selector import ENTROPY, LEAST_CONFIDENCE, MARGIN, RANDOM, Selector, draw_mixing, uncertainty
-from speed import choose_compilation, compiled, frozen, prepare
+from speed import choose_compilation, compiled, frozen
 from utils import (
     MANY,
     Evaluator,
     Parser,
     add_shared_flags,
-    autocast,
     check_shared_flags,
-    choose_device,
-    choose_precision,
     correct,
     entry,
     number,
     peak_memory,
     planned_steps,
+    set_up,
 )
 
 # ----------------------------------------------------------------------------------------------------------- flags
@@ -95,6 +94,11 @@ def check_flags(parser, args):
     for flag in ("k", "b"):
         if getattr(args, flag) > args.batch_size:
             parser.error(f"argument --{flag}: {getattr(args, flag)} is more than --batch-size {args.batch_size}")
+    several = processes.count()
+    if args.k % several:
+        parser.error(f"argument --k: {args.k} cannot be shared by {several} processes")
+    if args.other_distill == "SP" and several > 1:
+        parser.error("argument --other-distill: SP compares over the batch, which several processes do not see whole")
     if not (args.kd_weight or args.ce_weight or args.other_distill):
         parser.error(
             "argument --kd-weight: with 0, --ce-weight 0 and no --other-distill there is nothing to learn from"
@@ -148,11 +152,12 @@ class Distiller(Learner):
         super().__init__(student, args)
         self.train, self.cast, self.macs, self.counter_path = data.train, cast, macs, counter_path
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
-        self.student, self.teacher = student, teacher
+        self.student, self.trained, self.teacher = student, processes.trained(student), teacher
         if compilation == "all":
-            self.student = compiled(student, {args.batch_size, args.k})
+            self.student = self.trained = compiled(student, {args.batch_size, args.k})
         if compilation != "nothing":
-            self.teacher = frozen(teacher, data.train.normalized(data.train.images[: args.k]), cast)
+            some = data.train.images[: args.k // processes.count()]
+            self.teacher = frozen(teacher, data.train.normalized(some), cast)
         device = data.train.labels.device
         self.counter = torch.zeros(0, data.train_size, dtype=torch.uint8)
         self.counted = torch.zeros(data.train_size, dtype=torch.uint8, device=device)
@@ -177,26 +182,36 @@ class Distiller(Learner):
     def train_on(self, images, labels, lam, partner):
         """The method, on one batch.
 
-        images: (n, 3, 32, 32) float32. labels: (n,) int64. lam: () and partner: (n,), this step's share of
+        images: (n, 3, 32, 32) float32. labels: (n,) int64. lam: () and partner: (n,), this step's part of
         draw_mixing. Returns the Selection and {name: (m,) tensor of a statistic of m samples}.
+
+        Of several processes each has the whole batch, scores its share of it, and learns from its share of what all of
+        them keep alike.
         """
         # 1. score: the student sees the whole batch, in train mode, without gradient
-        scores, raw_features, raw_logits = None, None, None
+        scores, raw_logits, raw_distances = None, None, None
         if self.selector.needs_scores:
+            share = processes.share()
             with torch.no_grad(), self.cast():
-                raw_features, raw_logits = self.student(images, is_feat=True)
-            scores = uncertainty(raw_logits, self.selector.strategy)
+                raw_features, raw_logits = self.student(images[share], is_feat=True)
+            scored = (
+                uncertainty(raw_logits, self.selector.strategy),
+                raw_logits.float(),
+                self.distances(raw_features[-1], labels[share]),
+            )
+            scores, raw_logits, raw_distances = (processes.gather(each, len(images)) for each in scored)
 
         # 2. rank, mix, keep k
-        selection = self.selector(images, scores, lam, partner)
-        k, kept = len(selection.images), selection.kept
-        dropped = selection.rank[k:]
+        selection = self.selector(images, scores, lam, partner, processes.share())
+        kept, all_kept = selection.kept, min(self.args.k, len(images))
+        dropped = selection.rank[all_kept:][processes.share()]
+        k = len(kept)
 
         # 3. learn from the teacher on what is kept
         with torch.no_grad(), self.cast():
             teacher_features, teacher_logits = self.teacher(selection.images, is_feat=True)
         with self.cast():
-            features, logits = self.student(selection.images, is_feat=True)
+            features, logits = self.trained(selection.images, is_feat=True)
         loss = self.args.kd_weight * kd_loss(logits, teacher_logits, self.args.T)
         if self.args.ce_weight:
             mixed = mixed_cross_entropy(logits, labels[kept], labels[selection.partner], selection.mask)
@@ -205,7 +220,7 @@ class Distiller(Learner):
             name = self.args.other_distill
             loss = loss + OTHER_WEIGHT[name] * FEATURE_LOSSES[name](features, teacher_features)
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss * processes.weight(k, all_kept)).backward()
         self.optimizer.step()
 
         # statistics: the student on the raw images where it scored them, else on the kept ones as they were mixed
@@ -218,11 +233,17 @@ class Distiller(Learner):
             else:
                 stats[f"train/s_select_{measure}"] = values[kept]
                 stats[f"train/s_else_{measure}"] = values[dropped]
-            if raw_logits is not None or len(dropped) == 0:
-                stats[f"train/s_all_{measure}"] = values
-        pooled = features[-1] if raw_features is None else raw_features[-1][kept]
-        stats["train/center_dist"] = (pooled.detach().float() - self.centres[labels[kept]]).norm(dim=1)
+            if raw_logits is not None or all_kept == len(images):
+                stats[f"train/s_all_{measure}"] = values if raw_logits is None else values[processes.share()]
+        if raw_distances is None:
+            stats["train/center_dist"] = self.distances(features[-1], labels[kept])
+        else:
+            stats["train/center_dist"] = raw_distances[kept]
         return selection, stats
+
+    def distances(self, pooled, labels):
+        """(m,) float32: of pooled features, (m, D), to the centres of their labels."""
+        return (pooled.detach().float() - self.centres[labels]).norm(dim=1)
 
     def end_epoch(self, epoch, meters, centres):
         self.centres.copy_(centres)
@@ -234,7 +255,7 @@ class Distiller(Learner):
         return spent(*self.macs, epoch * meters.counts["train/t_entropy"], scored, drawn)
 
     def save_counter(self):
-        if self.counter_path is None:
+        if self.counter_path is None or processes.rank() > 0:
             return
         buffer = io.BytesIO()
         np.save(buffer, self.counter.numpy())
@@ -268,10 +289,7 @@ def main(argv=None):
     parser = flags()
     args = parser.parse_args(argv)
     check_flags(parser, args)
-    device = choose_device(parser, args.gpu_id)
-    precision = choose_precision(parser, args, device)
-    prepare(device, args.tf32)
-    cast = autocast(device, precision)
+    device, precision, cast = set_up(parser, args)
 
     # set-up
     teacher, checkpoint, teacher_file = load_teacher(parser, args)
@@ -295,6 +313,8 @@ def main(argv=None):
     data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit, args.holdout, args.seed)
     teacher = teacher.to(device, memory_format=torch.channels_last)
     student = student.to(device, memory_format=torch.channels_last)
+    if args.sync_bn:
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(student)
     _, teacher_acc, _ = Evaluator(teacher, data.val, cast)()
     print(f"teacher {teacher_arch} ({teacher_file}): {teacher_acc:.2f} % on the validation images")
     warn_of_seen_holdout(args, checkpoint.get("settings"))

@@ -11,22 +11,21 @@ import torch
 import torch.nn.functional as F
 
 import dataset
+import processes
 from cost import forward_macs, spent
 from loop import Learner, final_test, fit
 from models import model_dict
 from run import Run, describe, differences
-from speed import choose_compilation, compiled, prepare
+from speed import choose_compilation, compiled
 from utils import (
     Parser,
     add_shared_flags,
-    autocast,
     check_shared_flags,
-    choose_device,
-    choose_precision,
     correct,
     entry,
     peak_memory,
     planned_steps,
+    set_up,
 )
 
 
@@ -42,18 +41,21 @@ class Classifier(Learner):
     def __init__(self, model, args, data, cast, macs, compilation="nothing"):
         super().__init__(model, args)
         self.train, self.cast, self.macs = data.train, cast, macs
-        self.network = compiled(model, {args.batch_size}) if compilation == "all" else model
+        self.network = processes.trained(model)
+        if compilation == "all":
+            self.network = compiled(model, {args.batch_size})
 
     def draw(self, epoch):
         return self.train.draw(self.args.batch_size, self.args.seed, epoch)
 
     def step(self, chosen, offsets, flips):
-        images, labels, _ = self.train.batch(chosen, offsets, flips)
+        n, share = len(chosen), processes.share()
+        images, labels, _ = self.train.batch(chosen[share], offsets[share], flips[share])
         with self.cast():
             logits = self.network(images)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         self.optimizer.zero_grad()
-        losses.mean().backward()
+        (losses.mean() * processes.weight(len(images), n)).backward()
         self.optimizer.step()
         return {"train/cls_loss": losses, "train/cls_acc": correct(logits, labels)}
 
@@ -73,10 +75,7 @@ def main(argv=None):
     parser = flags()
     args = parser.parse_args(argv)
     check_shared_flags(parser, args)
-    device = choose_device(parser, args.gpu_id)
-    precision = choose_precision(parser, args, device)
-    prepare(device, args.tf32)
-    cast = autocast(device, precision)
+    device, precision, cast = set_up(parser, args)
 
     # set-up
     name = f"teacher_{args.arch}{differences(parser, args, named={'arch'})}"
@@ -86,6 +85,8 @@ def main(argv=None):
     data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit, args.holdout, args.seed)
     torch.manual_seed(args.seed)
     model = model_dict[args.arch](num_classes=dataset.NUM_CLASSES).to(device, memory_format=torch.channels_last)
+    if args.sync_bn:
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     run.config["compilation"] = choose_compilation(args.compile, device, planned_steps(args))
 
     # training

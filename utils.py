@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import processes
 from dataset import NUM_CLASSES
 from models import pooled_size
-from speed import Replay
+from speed import Replay, prepare
 
 # ----------------------------------------------------------------------------------------------------------- flags
 
@@ -34,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
+        processes.let_first_speak()
         self.exit(2, f"{self.prog}: error: {message} (--help explains every flag)\n")
 
 
@@ -101,6 +103,8 @@ def add_shared_flags(parser):
     add("--tf32", action="store_true", help="with --precision fp32 on a GPU: allow TF32 (off: fp32 is exact)")
     add("--compile", choices=("auto", "on", "off"), default="auto",
         help="compile the frozen teacher and, on a GPU, the trained network (auto: in runs long enough for it to pay)")
+    add("--sync-bn", action="store_true",
+        help="over several GPUs, batch norm over the whole batch (off: each process normalises its share)")
     add("--experiments", type=Path, default=Path("experiments"), metavar="DIR",
         help="holds a folder a run (./experiments)")
     add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",
@@ -121,10 +125,19 @@ def check_shared_flags(parser, args):
     train_size = args.train_limit or TRAIN_SIZE
     if args.holdout > train_size - 2:
         parser.error(f"argument --holdout: {args.holdout} of {train_size} training images leaves too few to train on")
+    several = processes.count()
+    if args.batch_size % several:
+        parser.error(f"argument --batch-size: {args.batch_size} cannot be shared by {several} processes")
+    if 0 < (train_size - args.holdout) % args.batch_size < several:
+        parser.error(f"argument --batch-size: the last batch is too small for {several} processes")
+    if args.sync_bn and several == 1:
+        parser.error("argument --sync-bn: there is one process; torchrun starts several")
 
 
 def say(line):
-    """A line on stderr, if anybody is there to read it: a closed pipe is no reason to fail."""
+    """A line of the first process on stderr, if anybody is there to read it: a closed pipe is no reason to fail."""
+    if processes.rank() > 0:
+        return
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
@@ -143,18 +156,41 @@ def entry(main):
     signal.signal(signal.SIGINT, stop)
     try:
         main()
+        processes.part()
     except (OSError, torch.OutOfMemoryError) as e:
         if "--debug" in sys.argv:
             raise
+        processes.let_first_speak()
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(e).split())}")
 
 
 # ---------------------------------------------------------------------------------- device, precision and schedule
 
 
+def set_up(parser, args):
+    """What a program runs on: (device, precision, cast), the process prepared for it; of several, each joins here.
+
+    cast: see autocast. Exits with code 2 for flags that do not fit the machine.
+    """
+    device = choose_device(parser, args.gpu_id)
+    if args.sync_bn and device.type != "cuda":
+        parser.error("argument --sync-bn: torch has it on GPUs only")
+    precision = choose_precision(parser, args, device)
+    prepare(device, args.tf32)
+    processes.join(device)
+    return device, precision, autocast(device, precision)
+
+
 def choose_device(parser, gpu_id):
-    """The torch.device to run on, which CUDA_VISIBLE_DEVICES may have masked. Exits with code 2 for a missing GPU."""
+    """The torch.device to run on, which CUDA_VISIBLE_DEVICES may have masked; of several processes each takes its own.
+
+    Exits with code 2 for a missing GPU.
+    """
     visible = torch.cuda.device_count()
+    if processes.count() > 1 and visible:
+        if gpu_id not in (None, -1):
+            parser.error("argument --gpu-id: the processes of torchrun take a GPU each; CUDA_VISIBLE_DEVICES chooses")
+        gpu_id = int(os.environ["LOCAL_RANK"]) if gpu_id is None else gpu_id
     if gpu_id is None and visible == 0:
         print("no GPU is visible: running on the CPU")
     if gpu_id == -1 or (gpu_id is None and visible == 0):
@@ -231,6 +267,16 @@ class Meters:
         sums = torch.stack([self.sums[name] for name in names]).tolist()
         return {name: total / self.counts[name] for name, total in zip(names, sums)}
 
+    def combine(self):
+        """Take in what the other processes have added: from here on these are the meters of all."""
+        if processes.count() == 1:
+            return
+        states = processes.everyone(({name: total.item() for name, total in self.sums.items()}, self.counts))
+        names = dict.fromkeys(name for sums, _ in states for name in sums)
+        sums = {name: sum(sums.get(name, 0) for sums, _ in states) for name in names}
+        counts = {name: sum(counts.get(name, 0) for _, counts in states) for name in names}
+        self.restart(({name: torch.tensor(total, dtype=torch.float64) for name, total in sums.items()}, counts))
+
     def state(self):
         return self.sums, self.counts
 
@@ -258,8 +304,9 @@ class Evaluator:
     BATCH = 500  # no batch norm is in train mode here, so the result is that of any other batch, up to rounding
 
     def __init__(self, model, split, cast):
-        self.model, self.split, self.cast = model, split, cast
+        self.model, self.split, self.cast = model, split[processes.share()], cast
         self.device = split.images.device
+        self.class_sizes = torch.bincount(split.labels, minlength=NUM_CLASSES)
         self.meters = Meters(self.device)
         self.classes = torch.arange(NUM_CLASSES, device=self.device)
         self.feature_sums = torch.zeros(NUM_CLASSES, pooled_size(model), device=self.device)
@@ -278,14 +325,16 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self):
+        processes.take_statistics(self.model)
         self.model.eval()
         self.meters.restart()
         self.feature_sums.zero_()
         for batch in zip(self.split.images.split(self.BATCH), self.split.labels.split(self.BATCH)):
             self.meters.count(self.add(*batch))
+        self.meters.combine()
+        processes.add_up(self.feature_sums)
         means = self.meters.means()
-        sizes = torch.bincount(self.split.labels, minlength=NUM_CLASSES)
-        return means["loss"], means["acc"], self.feature_sums / sizes[:, None]
+        return means["loss"], means["acc"], self.feature_sums / self.class_sizes[:, None]
 
 
 # -------------------------------------------------------------------------------------------------------- progress
@@ -309,7 +358,7 @@ class Progress:
             initial=done * images_per_epoch + min(done_steps * args.batch_size, images_per_epoch),
             unit="img",
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            disable=processes.rank() > 0 or not sys.stderr.isatty(),
             leave=False,
             dynamic_ncols=True,
             smoothing=0.02,

@@ -251,7 +251,8 @@ def at_validation(n, act):
 
 def send(*numbers):
     def act(_):
-        for number in numbers:
+        for i, number in enumerate(numbers):
+            time.sleep(1.1 * (i > 0))  # sooner, the second one would count as the first
             os.kill(os.getpid(), number)
 
     return act

@@ -264,7 +264,8 @@ def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
     distiller = distiller_of(model_dict["resnet8"](), teacher_model, flags)
     (drawn,) = distiller.draw(1)
-    distiller.student, distiller.teacher = distiller.model.to("meta"), teacher_model.to("meta")
+    distiller.student = distiller.trained = distiller.model.to("meta")
+    distiller.teacher = teacher_model.to("meta")
     distiller.optimizer = torch.optim.SGD(distiller.student.parameters(), 0.05)  # the fused one knows no such device
     for owner, names in ((distiller, ("centres", "counted")), (distiller.train, vars(distiller.train))):
         for name in names:
@@ -407,7 +408,7 @@ SHARED_BAD_FLAGS = [
     "--milestones 2 2", "--epoch 3 --milestones 3", "--save-interval 0", "--seed -1", "--gpu-id -2", "--gpu-id 99",
     "--train-limit 1", "--train-limit 50001", "--val-limit 0", "--val-limit 10001", "--holdout -1",
     "--holdout 49999", "--train-limit 100 --holdout 99", "--precision fp16", "--dataset cifar10", "--nonsense",
-    "--epo 3", "--tf32", "--precision bf16 --tf32", "--compile maybe",
+    "--epo 3", "--tf32", "--precision bf16 --tf32", "--compile maybe", "--sync-bn",
     "--seed 100000000000000000000", "--epoch 1000000000000",
 ]  # fmt: skip
 STUDENT_BAD_FLAGS = [

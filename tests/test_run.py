@@ -27,7 +27,7 @@ def test_default_names_are_the_published_ones():
 EFFECTS = (  # every flag that changes a result, with a value that is not its default
     "--epoch 3, --batch-size 128, --lr 0.01, --lr 0.0100001, --momentum 0.8, --weight-decay 1e-4, --gamma 0.2, "
     "--milestones 2, --milestones 1 2, --milestones, --seed 1, --dataset synthetic, --train-limit 100, "
-    "--val-limit 100, --holdout 100, --precision fp32, --precision bf16"
+    "--val-limit 100, --holdout 100, --precision fp32, --precision bf16, --tf32, --sync-bn"
 )
 STUDENT_EFFECTS = (
     "--k 40, --b 16, --w 1000, --w 10.5, --w 10.000001, --strategy 1, --T 2, --kd-weight 0.5, --ce-weight 0.5, "
@@ -47,7 +47,7 @@ def test_no_two_settings_share_a_name(program, effects):
 def test_every_flag_is_either_without_effect_or_in_the_name(program):
     """A flag added later must be put on one side or the other."""
     named = {flags.split()[0] for flags in f"{EFFECTS}, {STUDENT_EFFECTS}".split(", ")}
-    without = {"--save-interval", "--gpu-id", "--data-root", "--experiments", "--fresh", "--debug"}
+    without = {"--save-interval", "--gpu-id", "--data-root", "--experiments", "--fresh", "--debug", "--compile"}
     given = {option for action in program.flags()._actions for option in action.option_strings}
     assert given - {"-h", "--help", "--arch", "--teacher-arch"} <= named | without
     for flag, value in (("--save-interval", "7"), ("--data-root", "x"), ("--experiments", "x"), ("--gpu-id", "-1")):
