@@ -85,12 +85,12 @@ def test_bad_use(machine, arguments, environment):
 FAKE = """#!/bin/sh
 # A python that notes when it was started and ended, and trains nothing.
 if [ "$1" = -c ]; then exit "${MISSING:-0}"; fi
-trap 'echo "TERM $*" >>ran; echo saved; exit 143' TERM
-trap 'echo "INT $*" >>ran' INT
+trap 'echo "TERM $CUDA_VISIBLE_DEVICES: $*" >>ran; echo saved; exit 143' TERM
+trap 'echo "INT $CUDA_VISIBLE_DEVICES: $*" >>ran' INT
 echo "start $CUDA_VISIBLE_DEVICES: $*" >>ran
 echo "this is $*"
 case "$*" in *"${FAILS:-nothing}"*) echo "error: broken"; exit 3 ;; esac
-for i in 1 2 3; do sleep "${SECONDS_EACH:-0.02}"; done
+for i in 1 2 3; do sleep "${SECONDS_EACH:-0.02}" & wait $!; done
 echo "folder: best 70.00 % (epoch 2), last 69.00 %"
 echo "end $CUDA_VISIBLE_DEVICES: $*" >>ran
 """
