@@ -9,16 +9,17 @@
 set -euo pipefail
 
 source command/runs.sh
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # SLURM_JOB_ID alone may mean the whole array
 run=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")
 log=$LOGS/$(name_of "$run").log
 pid='' again=''
 trap : TERM
 trap 'again=yes; kill "$pid"' USR1
 
-begin_log "$log" "$run" ", job $SLURM_JOB_ID"
+begin_log "$log" "$run" ", job $job"
 "$2" $run </dev/null >>"$log" 2>&1 &
 pid=$!
 while kill -0 "$pid" 2>/dev/null; do wait "$pid" || :; done # a signal ends a wait as well
 wait "$pid" && code=0 || code=$?
-[ -z "$again" ] || [ $code -ne 143 ] || scontrol requeue "$SLURM_JOB_ID"
+[ -z "$again" ] || [ $code -ne 143 ] || scontrol requeue "$job"
 exit $code

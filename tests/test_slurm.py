@@ -18,7 +18,7 @@ PYTHON = f"""#!/bin/sh
 [ "$1" != student_v0.py ] || set -- "$@" --teacher-path "$(echo "${{3%/}}"_epoch*)"
 OMP_NUM_THREADS=1 exec {sys.executable} "$@" {QUICK}
 """
-TEACHER = "teacher_vgg13_lr0.05"
+TEACHER, ALONE = "teacher_vgg13_lr0.05", "teacher_vgg8_lr0.05_seed0"
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +131,18 @@ def test_the_table_comes_out_whole(cluster):
 
 
 def test_a_run_near_its_time_limit_is_queued_again(cluster):
+    """It alone: the last task of an array has the array's number for its own."""
     (cluster.root / "python").write_text(FAKE)
     cluster.submit(SECONDS_EACH="30")
-    cluster.wait("a run", lambda: "this is" in cluster.log(TEACHER))
-    (job,) = [line.split("job ")[1].split(":")[0] for line in cluster.log(TEACHER).splitlines() if "== " in line]
+    cluster.wait("two runs", lambda: "this is" in cluster.log(TEACHER) and "this is" in cluster.log(ALONE))
+    job = cluster.log(ALONE).split("job ")[1].split(":")[0]
+    assert tuple(job.split("_")) in cluster.queue()
     cluster.run("scancel", "--batch", "--signal", "USR1", job)  # as Slurm does it then
-    cluster.wait("saving", lambda: "saved" in cluster.log(TEACHER))
-    cluster.wait("a second start", lambda: cluster.log(TEACHER).count("this is") == 2)
-    assert cluster.log(TEACHER).count(f"job {job}: ") == 2
+    cluster.wait("saving", lambda: "saved" in cluster.log(ALONE))
+    cluster.wait("a second start", lambda: cluster.log(ALONE).count("this is") == 2)
+    assert cluster.log(ALONE).count(f"job {job}: ") == 2 and cluster.ran("TERM") == [
+        "teacher.py --arch vgg8 --lr 0.05 --seed 0"
+    ]
 
 
 def test_cancelled_and_failed_runs_are_submitted_again_by_the_same_command(cluster):
