@@ -4,7 +4,9 @@ What is random in a batch follows from (seed, epoch, step) alone, so a run can b
 processes without keeping any generator's state.
 """
 
-from contextlib import suppress
+import fcntl
+import os
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,7 +170,8 @@ def cifar100(root):
     folder = root / CIFAR100.base_folder
     not_there = [path for path in (root, *root.parents) if not path.exists()]
     try:
-        train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))
+        with turns(root):
+            train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))
     except Exception as e:  # torchvision lets URLError, HTTPError, RuntimeError, PermissionError, ... through
         found = "incomplete, altered or unreadable" if folder.exists() else "missing"
         for made in not_there:  # by torchvision, for the download
@@ -181,6 +184,20 @@ def cifar100(root):
             f"or try --dataset synthetic, which needs nothing."
         ) from e
     return [(split.data, np.array(split.targets, dtype=np.int64)) for split in (train, test)]
+
+
+@contextmanager
+def turns(folder):
+    """Make `folder`; within, one process at a time, where the file system knows locks: the first of many runs started
+    together downloads, the others find what it got."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # -------------------------------------------------------------------------------------------------------- synthetic

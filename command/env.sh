@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the commands beside it, with requirement files as arguments. Goes to the repository's root and sets PYTHON
 # to an interpreter that has those packages: the one named by PYTHON=... if you name one, taken as it is, else .venv/
 # (or VENV=...), which is made on first use.

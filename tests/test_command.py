@@ -1,7 +1,10 @@
-"""command/: the published runs, and that the scripts run what they list."""
+"""command/: the published runs, and that command.sh runs what it lists, side by side, teachers first."""
 
 import os
+import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 from conftest import ROOT
@@ -11,10 +14,10 @@ import student_v0
 import teacher
 
 
-def command(*arguments, code=0, **environment):
-    line = ["bash", ROOT / "command" / "command.sh", *arguments]
+def command(*arguments, code=0, root=ROOT, **environment):
+    line = ["bash", root / "command" / "command.sh", *arguments]
     result = subprocess.run(line, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert result.returncode == code, result.stderr
+    assert result.returncode == code, result.stdout + result.stderr
     return result
 
 
@@ -58,20 +61,125 @@ def test_only_and_seeds():
 
 
 @pytest.mark.parametrize(
-    "arguments, environment", [(["--lsit"], {}), (["--list", "x"], {}), (["--list"], {"ONLY": "vgg9"})]
+    "arguments, environment",
+    [
+        (["--lsit"], {}),
+        (["--list", "x"], {}),
+        (["--list"], {"ONLY": "vgg9"}),
+        ([], {"SEEDS": "0 x"}),
+        ([], {"GPUS": "0,1"}),
+        ([], {"GPUS": "first"}),
+        ([], {"PER_GPU": "0"}),
+        ([], {"PER_GPU": "1.5"}),
+        ([], {"GPUS": "0 7", "MISSING": "1"}),
+    ],
 )
-def test_bad_use(arguments, environment):
-    result = command(*arguments, code=2, **environment)
-    assert result.stderr.startswith("error: ") and not result.stdout
+def test_bad_use(machine, arguments, environment):
+    result = command(*arguments, code=2, root=machine, PYTHON=str(machine / "python"), **environment)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and not result.stdout
+    assert not (machine / "experiments").exists()
 
 
-def test_it_runs_what_it_lists(tmp_path):
-    fake = tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/ran\n')
-    fake.chmod(0o755)
-    only = {"ONLY": "vgg13:vgg8", "PYTHON": str(fake)}
-    command(**only)
-    ran = (tmp_path / "ran").read_text().splitlines()
-    assert [f"python {line}" for line in ran] == command("--list", **only).stdout.splitlines()
-    fake.write_text("#!/bin/sh\nexit 3\n")
-    assert command(code=3, **only).stdout.count("python") == 1  # stops at a failed run
+# --------------------------------------------------------------------------------------------------------- running
+
+FAKE = """#!/bin/sh
+# A python that notes when it was started and ended, and trains nothing.
+if [ "$1" = -c ]; then exit "${MISSING:-0}"; fi
+trap 'echo "TERM $CUDA_VISIBLE_DEVICES: $*" >>ran; echo saved; exit 143' TERM
+trap 'echo "INT $CUDA_VISIBLE_DEVICES: $*" >>ran' INT
+echo "start $CUDA_VISIBLE_DEVICES: $*" >>ran
+echo "this is $*"
+case "$*" in *"${FAILS:-nothing}"*) echo "error: broken"; exit 3 ;; esac
+for i in 1 2 3; do sleep "${SECONDS_EACH:-0.02}" & wait $!; done
+echo "folder: best 70.00 % (epoch 2), last 69.00 %"
+echo "end $CUDA_VISIBLE_DEVICES: $*" >>ran
+"""
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """The root of a copy of the scripts, with a python that trains nothing."""
+    shutil.copytree(ROOT / "command", tmp_path / "command")
+    (tmp_path / "python").write_text(FAKE)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def ran(machine):
+    """[(what, GPU, command)] in the order of time."""
+    lines = [line.partition(": ") for line in (machine / "ran").read_text().splitlines()]
+    return [(*head.partition(" ")[::2], "python " + tail) for head, _, tail in lines]
+
+
+def logs(machine):
+    return {path.stem: path.read_text() for path in (machine / "experiments" / "logs").iterdir()}
+
+
+def test_it_runs_what_it_lists(machine):
+    only = {"root": machine, "ONLY": "vgg13:vgg8", "PYTHON": str(machine / "python"), "CUDA_VISIBLE_DEVICES": "5"}
+    result = command(**only)
+    steps = ran(machine)
+    assert [what for what, _, _ in steps] == ["start", "end"] * 4 and {gpu for _, gpu, _ in steps} == {"5"}
+    assert [line for what, _, line in steps if what == "end"] == command("--list", **only).stdout.splitlines()
+    assert set(logs(machine)) == {
+        "teacher_vgg13_lr0.05",
+        "teacher_vgg8_lr0.05_seed0",
+        "student_v0_teacher_vgg13_vgg8_lr0.05_seed0_strategy0_k64_b64_w1000",
+        "student_v0_teacher_vgg13_vgg8_lr0.05_seed0_strategy3_k48_b32_w10",
+    }
+    for text in logs(machine).values():
+        head, first, last = text.splitlines()
+        assert head.endswith(f": python {first.removeprefix('this is ')}") and "best 70" in last
+    assert "[1/4] finished teacher_vgg13_lr0.05: best 70.00 % (epoch 2), last 69.00 %" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("4 of 4 runs are finished")
+    command(**only)  # a log is appended to
+    assert all(text.count("== ") == 2 for text in logs(machine).values())
+
+
+def test_side_by_side(machine):
+    gpus = {"GPUS": "0 GPU-1a2b", "PER_GPU": "4", "SECONDS_EACH": "0.1", "PYTHON": str(machine / "python")}
+    chosen = {"ONLY": "wrn_40_2:wrn_16_2 vgg13:vgg8", "SEEDS": "0 1"}  # 2 teachers, 4 alone, 8 students
+    command(root=machine, **chosen, **gpus)
+    busy, most, finished = [], 0, []
+    for what, gpu, line in ran(machine):
+        if what == "end":
+            busy.remove(gpu)
+            finished.append(line)
+            continue
+        busy.append(gpu)
+        most = max(most, len(busy))
+        assert gpu in ("0", "GPU-1a2b") and busy.count(gpu) <= 4
+        if "--teacher-path" in line:
+            teacher_arch = line.split()[3].split("teacher_")[1].rstrip("/")
+            assert f"python teacher.py --arch {teacher_arch} --lr 0.05" in finished
+    assert most == 8 and sorted(finished) == sorted(command("--list", **chosen).stdout.splitlines())
+
+
+def test_a_failed_teacher_stops_its_students_alone(machine):
+    runs = {"root": machine, "ONLY": "vgg13:vgg8 vgg16:vgg8", "PYTHON": str(machine / "python"), "PER_GPU": "3"}
+    result = command(code=1, FAILS="--arch vgg13", **runs)
+    done = [line for what, _, line in ran(machine) if what == "end"]
+    assert len(done) == 4 and not any("vgg13" in line for line in done)
+    failed, *skipped, tally = result.stderr.splitlines()
+    assert failed == "failed: experiments/logs/teacher_vgg13_lr0.05.log: error: broken"
+    assert len(skipped) == 2 and all("student_v0_teacher_vgg13" in line for line in skipped)
+    assert tally.startswith("error: 4 of 7 runs are finished")
+    assert "[7/7]" in result.stdout
+    command(**runs)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_reaches_the_runs_once(machine, number, code):
+    environment = {**os.environ, "PYTHON": str(machine / "python"), "PER_GPU": "3", "SECONDS_EACH": "0.5"}
+    pool = subprocess.Popen(
+        ["bash", "command/command.sh"],
+        cwd=machine, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not (machine / "ran").exists() or len(ran(machine)) < 3:
+        time.sleep(0.02)
+    os.killpg(pool.pid, number)  # as a terminal's Ctrl-C does it
+    output, _ = pool.communicate(timeout=20)
+    assert pool.returncode == code
+    assert sorted(what for what, _, _ in ran(machine)) == ["TERM"] * 3 + ["start"] * 3
+    assert all(text.endswith("saved\n") for text in logs(machine).values())
+    assert output.splitlines()[-1] == "stopped: 0 of 38 runs are finished; the same command goes on from there"

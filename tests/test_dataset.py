@@ -1,5 +1,8 @@
 """dataset.py: augmentation against torchvision's, batches, splits, and data that is not there."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -148,3 +151,24 @@ def test_altered_data_is_not_used(tmp_path, no_site):
         (folder / name).write_bytes(b"not the official file")
     assert "is incomplete, altered" in message_of(tmp_path)
     assert (folder / "train").read_bytes() == b"not the official file"
+
+
+def test_one_process_at_a_time_downloads(tmp_path, monkeypatch):
+    """A lock of files keeps threads, which open the folder for themselves, apart as it does processes."""
+    steps = []
+
+    class Slow:
+        base_folder, url, data, targets = CIFAR100.base_folder, CIFAR100.url, [], []
+
+        def __init__(self, root, train, download):
+            for _ in range(2):
+                steps.append(threading.get_ident())
+                time.sleep(0.02)
+
+    monkeypatch.setattr(dataset, "CIFAR100", Slow)
+    threads = [threading.Thread(target=dataset.cifar100, args=[tmp_path / "data"]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(steps) == 12 and all(len(set(steps[i : i + 4])) == 1 for i in (0, 4, 8))
