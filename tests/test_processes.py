@@ -1,0 +1,224 @@
+"""processes.py and the programs over several processes, by gloo on the CPU; torchrun runs this file as the worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, ROOT
+
+import dataset
+import processes
+import student_v0
+import teacher
+from loop import TrainingStep
+from models import model_dict
+from selector import Selector, draw_mixing
+from utils import Evaluator
+
+IMAGES = 64 + 18  # a whole batch and one that four processes cannot share evenly
+FLAGS = {"UNIX": "", "KD": "--strategy 0 --k 64 --b 64 --w 1000", "AT": "--other-distill AT --ce-weight 1"}
+
+
+# ---------------------------------------------------------------------------------------- what worker and test compute
+
+
+def selected(scores):
+    """This process's rows of a selection of marked images, by rank."""
+    images = torch.arange(64.0)[:, None].repeat(1, 3)
+    _, partner = draw_mixing(64, 64, np.random.default_rng(5))
+    share = processes.share()
+    gathered = processes.gather(scores[share], 64)
+    selection = Selector()(images, gathered, torch.tensor(0.7), partner, share)
+    return list(selection[:4])
+
+
+def learned(flags):
+    """Weights and means after two steps, batch norm in eval mode so that no sample sees the others."""
+    torch.manual_seed(3)
+    data = dataset.load("synthetic", None, "cpu", IMAGES, 301)
+    networks = [model_dict["resnet8"]().eval() for _ in range(2)]
+    if flags is None:
+        args = teacher.flags().parse_args(["--arch", "resnet8"])
+        learner = teacher.Classifier(networks[0], args, data, nullcontext, 0)
+    else:
+        args = student_v0.flags().parse_args(["--student-arch", "resnet8", "--lr", "0.001", *flags.split()])
+        learner = student_v0.Distiller(*networks, args, data, nullcontext, (0, 0))
+        learner.centres.copy_(torch.randn(100, 64))
+    step = TrainingStep(learner, torch.device("cpu"))
+    for drawn in learner.draw(1):
+        step(*drawn)
+    step.meters.combine()
+    evaluated = Evaluator(learner.model, data.val, nullcontext)()
+    weights = {name: tensor for name, tensor in learner.model.state_dict().items() if tensor.is_floating_point()}
+    return {
+        "weights": weights,
+        "means": step.meters.means(),
+        "counts": step.meters.counts,
+        "evaluated": evaluated,
+        "counter": getattr(learner, "counted", None),
+    }
+
+
+def everything():
+    torch.manual_seed(0)
+    scores = torch.randn(64)
+    return {
+        "selected": selected(scores),
+        "learned": {name: learned(flags) for name, flags in {"teacher": None, **FLAGS}.items()},
+        "errors": [error_of(fail) for fail in (lambda: 1 / 0, lambda: sys.exit(2))],
+    }
+
+
+def error_of(fail):
+    """What from_first() raises in this process where only the first one fails."""
+    try:
+        processes.from_first(fail if processes.rank() == 0 else lambda: None)
+    except (ZeroDivisionError, SystemExit) as e:
+        return type(e).__name__
+
+
+# --------------------------------------------------------------------------------------------------------------- tests
+
+
+def torchrun(count, *command, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *command]
+    return subprocess.Popen(
+        list(map(str, line)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def finished(process, code=0):
+    """(stdout, stderr) of a process that ends with this code."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    return out, err
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def several(request, tmp_path_factory):
+    """[everything() of each process]."""
+    folder = tmp_path_factory.mktemp("processes")
+    finished(torchrun(request.param, __file__, folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return everything()
+
+
+def test_the_union_of_the_selections_is_the_single_process_one(several, alone):
+    for of_each, whole in zip(zip(*(process["selected"] for process in several)), alone["selected"]):
+        assert len({len(part) for part in of_each}) == 1
+        together = torch.stack(of_each, 1).flatten(0, 1)  # rank r is with process r modulo their number
+        assert torch.equal(together, whole)
+
+
+@pytest.mark.parametrize("method", ["teacher", *FLAGS])
+def test_steps_are_the_single_process_ones(several, alone, method):
+    expected = alone["learned"][method]
+    for process in several:
+        ours = process["learned"][method]
+        assert ours["counts"] == expected["counts"] and set(ours["means"]) == set(expected["means"])
+        for name, mean in expected["means"].items():
+            assert ours["means"][name] == pytest.approx(mean, rel=1e-4, abs=1e-4), name
+        for name, tensor in expected["weights"].items():
+            torch.testing.assert_close(ours["weights"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+            assert torch.equal(ours["weights"][name], several[0]["learned"][method]["weights"][name])
+        if method != "teacher":
+            assert torch.equal(ours["counter"], expected["counter"])
+
+
+@pytest.mark.parametrize("method", ["teacher", "UNIX"])
+def test_validation_is_the_single_process_one(several, alone, method):
+    """301 images, of which no process has the same number; each counts once."""
+    loss, acc, centres = alone["learned"][method]["evaluated"]
+    for process in several:
+        ours = process["learned"][method]["evaluated"]
+        assert ours[0] == pytest.approx(loss, rel=1e-4) and ours[1] == pytest.approx(acc, abs=1e-9)
+        torch.testing.assert_close(ours[2], centres, rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_first_process_raises_is_raised_in_all(several):
+    assert [process["errors"] for process in several] == [["ZeroDivisionError", "SystemExit"]] * len(several)
+
+
+def test_a_run_is_stopped_resumed_by_another_number_and_written_once(trained_teacher, tmp_path):
+    flags = f"--teacher-path {trained_teacher} --student-arch resnet8 {QUICK} --train-limit 6400 --experiments"
+    command = [ROOT / "student_v0.py", *flags.split(), tmp_path]
+    process = torchrun(2, *command)
+    time.sleep(1)
+    children = wait_for(lambda: list(tmp_path.glob("v0_*/events/*")) and workers(process))
+    assert len(children) == 2
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert "stopped by SIGTERM in epoch 1 after step" in err and err.count("stopped by") == 1
+    out, _ = finished(torchrun(4, *command))
+    assert "resuming" in out and out.count("epoch   2/2") == 1
+    (folder,) = tmp_path.glob("v0_*")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["epochs"] == 2 and result["teacher_queries"] == 2 * 4800
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    assert len(list((folder / "events").iterdir())) == 1
+
+
+def test_one_process_that_dies_ends_all_and_what_was_saved_stays(trained_teacher, tmp_path):
+    flags = f"--arch resnet8 {QUICK} --train-limit 6400 --epoch 50 --experiments"
+    process = torchrun(2, ROOT / "teacher.py", *flags.split(), tmp_path)
+    state = wait_for(lambda: list(tmp_path.glob("*/ckpt/previous.pth")))[0].with_name("last.pth")
+    os.kill(max(workers(process)), signal.SIGKILL)
+    _, err = finished(process, code=1)
+    assert "SIGKILL" in err and torch.load(state, weights_only=True)["epoch"] >= 1
+
+
+def wait_for(condition):
+    """What condition() gives once it is true, within a minute."""
+    end = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+def workers(process):
+    """The pids of torchrun's children."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--batch-size 63", "--batch-size: 63 cannot be shared by 2 processes"),
+        ("--k 47", "--k: 47 cannot be shared by 2 processes"),
+        ("--train-limit 65", "--batch-size: the last batch is too small for 2 processes"),
+        ("--other-distill SP", "--other-distill: SP compares over the batch"),
+        ("--sync-bn", "--sync-bn: torch has it on GPUs only"),
+    ],
+)
+def test_what_cannot_be_shared(flags, words, monkeypatch, capsys, trained_teacher):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as exit:
+        student_v0.main(f"--teacher-path {trained_teacher} {QUICK} {flags}".split())
+    assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_bad_input_is_told_once(tmp_path):
+    process = torchrun(2, ROOT / "student_v0.py", "--teacher-path", tmp_path, *QUICK.split())
+    _, err = finished(process, code=1)
+    assert err.count("student_v0.py: error:") == 1 and not list(tmp_path.iterdir())
+
+
+if __name__ == "__main__":
+    processes.join(torch.device("cpu"))
+    torch.save(everything(), Path(sys.argv[1]) / f"{processes.rank()}.pt")
+    processes.part()
