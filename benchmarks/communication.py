@@ -1,0 +1,70 @@
+"""On paper: what several processes exchange in a step of UNIX, beside what they compute, for the 12 published pairs.
+
+    python benchmarks/communication.py
+    python benchmarks/communication.py --processes 8 --teraflops 200
+
+Nothing is measured here. A step computes its operations (convolutions and linear layers, backward counted as two
+forwards) at --teraflops, an equal share in each process. It exchanges the student's gradients, fp32, by a ring (every
+process sends them 2 (P - 1) / P times), batch norm's statistics, and the logits, scores and distances of the scored
+images; each collective also waits --latency microseconds a hop. Nothing is taken to overlap. "pays from" is the batch
+from which P processes are sooner done than one; launching kernels, which takes each process as long as one alone and
+for networks of this size is most of a step, is left out, so in truth it is later.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from cost import forward_macs, training_macs
+from dataset import NUM_CLASSES
+from models import model_dict
+from reporting.published import PAIRS
+from utils import Parser, number
+
+LINKS = {"NVLink": (450e9, 3e-6), "25 Gbit/s": (25e9 / 8, 20e-6)}  # bytes a second one way, seconds a hop
+BATCH, KEPT = 64, 48
+BUCKET = 25e6  # bytes of gradients that DistributedDataParallel sends at once
+
+
+def sizes(arch):
+    """Bytes of a network's gradients, and of its buffers."""
+    with torch.device("meta"):
+        model = model_dict[arch]()
+    tensors = list(model.parameters()), list(model.buffers())
+    return [sum(tensor.numel() * tensor.element_size() for tensor in each) for each in tensors]
+
+
+def exchange(arch, processes, bandwidth, latency):
+    """Seconds a step."""
+    gradients, buffers = sizes(arch)
+    scored = BATCH * (NUM_CLASSES + 2) * 4
+    sent = 2 * (processes - 1) / processes * gradients + buffers + scored
+    collectives = 2 * -(-gradients // BUCKET) + 1 + 3  # a ring goes round twice; statistics; scores, logits, distances
+    return sent / bandwidth + collectives * (processes - 1) * latency
+
+
+def main():
+    parser = Parser(__doc__)
+    parser.add_argument("--processes", type=number(int, 2, 1024), default=4)
+    parser.add_argument("--teraflops", type=number(float, above=0), default=50.0, help="that a GPU reaches (50)")
+    args = parser.parse_args()
+    print(f"{args.processes} processes, {args.teraflops:g} TFLOP/s each, a batch of {BATCH} in all\n")
+    print(f"{'':28}{'gradients':>10}{'compute, ms':>20}", *(f"{name:>24}" for name in LINKS))
+    print(f"{'':28}{'MB':>10}{'one':>12}{'each':>8}", *(f"{'exchange, ms':>13}{'pays from':>11}" for _ in LINKS))
+    for teacher, student in PAIRS:
+        macs = training_macs(forward_macs(student), forward_macs(teacher), KEPT, BATCH, backward=2)
+        one = 2 * macs / (args.teraflops * 1e12)
+        line = f"{teacher + ' → ' + student:28}{sizes(student)[0] / 1e6:10.1f}{1000 * one:12.3f}"
+        line += f"{1000 * one / args.processes:8.3f}"
+        for bandwidth, latency in LINKS.values():
+            seconds = exchange(student, args.processes, bandwidth, latency)
+            pays = BATCH * seconds / (one * (1 - 1 / args.processes))
+            line += f"{1000 * seconds:14.3f}{pays:11,.0f}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
