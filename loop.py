@@ -57,7 +57,7 @@ class TrainingStep:
         self.learner, self.meters = learner, Meters(device)
         self.finite = torch.tensor(True, device=device)
         self.finite_steps = torch.tensor(0, device=device)  # before the first loss that is not finite
-        self.replay = Replay(self.run, device, learner.args.batch_size)
+        self.replay = Replay(self.run, learner.args.batch_size)
 
     def restart(self, step=0, meters=None):
         """At the beginning of an epoch, or where meters.state() was saved after `step` steps of it."""

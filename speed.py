@@ -21,8 +21,8 @@ class Replay:
     """A function of tensors that asks the device for no value: on CUDA recorded as a graph and replayed.
 
     Launching the kernels of a step one by one takes the host longer than the GPU needs to run them; a graph is one
-    launch. function: takes and returns (in any structure) tensors on `device`; its first argument has `size` rows, and
-    calls with another number run it as it is, as every call does on a CPU, or where several processes exchange.
+    launch. function: takes and returns (in any structure) tensors; its first argument has `size` rows, and calls with
+    another number run it as it is, as every call does where prepare() has not allowed graphs.
 
     A recording holds numbers by value and tensors by their place in memory. So whatever else the function reads or
     writes may only be changed in place, and after a number that it reads has changed, forget() has it recorded anew.
@@ -31,16 +31,17 @@ class Replay:
 
     WARM_UP = 3  # calls as they are, in which libraries choose their kernels and optimizers make their buffers
 
-    def __init__(self, function, device, size):
+    allowed = False
+
+    def __init__(self, function, size):
         self.function, self.size = function, size
-        self.records = device.type == "cuda" and processes.count() == 1
         self.forget()
 
     def forget(self):
         self.graph, self.calls = None, 0
 
     def __call__(self, *inputs):
-        if not self.records or len(inputs[0]) != self.size:
+        if not self.allowed or len(inputs[0]) != self.size:
             return self.function(*inputs)
         if self.graph is None:
             self.calls += 1
@@ -116,9 +117,14 @@ def frozen(teacher, images, cast):
     return run
 
 
-def prepare(device, tf32=False):
-    """Set this process up for a device. On CUDA fp32 is exact unless tf32 says otherwise."""
+def prepare(device, tf32=False, graphs=True):
+    """Set this process up for a device.
+
+    On CUDA fp32 is exact unless tf32 says otherwise, and graphs are used unless `graphs` says otherwise or there are
+    several processes, which have to exchange within a step.
+    """
     if device.type == "cuda":
+        Replay.allowed = graphs and processes.count() == 1
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True  # every shape comes thousands of times
         return

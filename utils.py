@@ -102,7 +102,8 @@ def add_shared_flags(parser):
         help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively)")
     add("--tf32", action="store_true", help="with --precision fp32 on a GPU: allow TF32 (off: fp32 is exact)")
     add("--compile", choices=("auto", "on", "off"), default="auto",
-        help="compile the frozen teacher and, on a GPU, the trained network (auto: in runs long enough for it to pay)")
+        help="compile the frozen teacher and, on a GPU, the trained network (auto: in runs long enough for it to pay); "
+        "off: use no CUDA graphs either")
     add("--sync-bn", action="store_true",
         help="over several GPUs, batch norm over the whole batch (off: each process normalises its share)")
     add("--experiments", type=Path, default=Path("experiments"), metavar="DIR",
@@ -176,7 +177,7 @@ def set_up(parser, args):
     if args.sync_bn and device.type != "cuda":
         parser.error("argument --sync-bn: torch has it on GPUs only")
     precision = choose_precision(parser, args, device)
-    prepare(device, args.tf32)
+    prepare(device, args.tf32, args.compile != "off")
     processes.join(device)
     return device, precision, autocast(device, precision)
 
@@ -252,8 +253,9 @@ class Meters:
 
     def add(self, stats):
         """stats: {name: (m,) tensor, one value a sample}. This is the device's half of adding, count() the host's."""
-        for name in stats.keys() - self.sums.keys():
-            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name in stats:
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
         totals = [values.detach().sum(dtype=torch.float64) for values in stats.values()]
         torch._foreach_add_([self.sums[name] for name in stats], totals)
 
@@ -310,7 +312,7 @@ class Evaluator:
         self.meters = Meters(self.device)
         self.classes = torch.arange(NUM_CLASSES, device=self.device)
         self.feature_sums = torch.zeros(NUM_CLASSES, pooled_size(model), device=self.device)
-        self.add = Replay(self.add_batch, self.device, self.BATCH)
+        self.add = Replay(self.add_batch, self.BATCH)
 
     def add_batch(self, images, labels):
         """Take in a batch. images: (m, 32, 32, 3) uint8."""

@@ -166,13 +166,14 @@ def machine_rates(device):
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes that operations read and write, views excepted."""
+    """Counts operations, and the bytes that they read and write; views excepted."""
 
-    bytes = 0
+    operations = bytes = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
         if not operation.is_view:
+            self.operations += 1
             tensors = [x for x in tree_leaves((args, kwargs, result)) if torch.is_tensor(x)]
             self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return result

@@ -13,10 +13,8 @@ from test_programs import KD, distil, distiller_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import loop
 import speed
 import teacher
-import utils
 from benchmarks.faults import differences, flatten, outcome
 from benchmarks.plain import PlainDistiller
 from models import load_model, model_dict
@@ -67,8 +65,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    for user in (loop, utils):
-        monkeypatch.setattr(user, "Replay", lambda function, device, size: Replay(function, torch.device("cuda"), size))
+    monkeypatch.setattr(Replay, "allowed", True)
     return made
 
 
@@ -80,7 +77,7 @@ def test_replay(graphs):
         total.add_(x.sum())
         return {"product": x * y * factor}
 
-    replay, expected = loop.Replay(function, CPU, 3), 0
+    replay, expected = Replay(function, 3), 0
     for i in range(8):
         x = torch.full((3,), float(i))
         assert replay(x, torch.tensor(2.0))["product"].tolist() == [4 * i] * 3
@@ -93,8 +90,22 @@ def test_replay(graphs):
     assert replay(torch.ones(3), torch.tensor(1.0))["product"].tolist() == [2] * 3
     replay.forget()
     assert replay(torch.ones(3), torch.tensor(1.0))["product"].tolist() == [10] * 3
-    assert Replay(function, CPU, 3)(torch.ones(3), torch.tensor(1.0))["product"].tolist() == [10] * 3
-    assert len(graphs) == 1  # on the CPU nothing is recorded
+
+
+@pytest.mark.parametrize("device, count, graphs, allowed", [
+    ("cuda", 1, True, True), ("cuda", 1, False, False), ("cuda", 2, True, False), ("cpu", 1, True, False)
+])  # fmt: skip
+def test_where_graphs_are_used(monkeypatch, device, count, graphs, allowed):
+    monkeypatch.setattr(Replay, "allowed", False)
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    tf32 = device == "cuda" and count == 1
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(backend, "allow_tf32", not tf32)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    speed.prepare(torch.device(device), tf32, graphs)
+    assert Replay.allowed == allowed
+    if device == "cuda":
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
 
 
 @pytest.mark.parametrize("flags", ["", KD, "--other-distill AT --ce-weight 1"])
