@@ -10,9 +10,7 @@ import torch
 
 import processes
 
-COMPILING_PAYS = (
-    4_000  # steps; in fewer, compilation costs more seconds than it saves (benchmarks/throughput.py --startup)
-)
+COMPILING_PAYS = 10_000  # steps; in fewer, compiling costs more seconds than it saves
 
 ROUNDING = 0.05  # of logits, in bf16 and through fifty layers; relative, by norm
 
