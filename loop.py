@@ -8,10 +8,11 @@ import time
 import torch
 
 import processes
+from evaluation import Evaluator, Meters
 from models import read_checkpoint
 from run import RunError
 from speed import Replay
-from utils import Evaluator, Meters, Progress, learning_rate, process_seconds, say
+from utils import Progress, learning_rate, process_seconds, say
 
 
 class Learner:

@@ -19,6 +19,7 @@ import torch
 import dataset
 import processes
 from cost import COUNTINGS, computation, forward_macs, spent
+from evaluation import Evaluator, correct
 from loop import Learner, final_test, fit
 from losses import FEATURE_LOSSES, OTHER_WEIGHT, check_features, kd_loss, mixed_cross_entropy
 from models import CheckpointError, load_model, model_dict, pooled_size
@@ -37,11 +38,9 @@ from selector import ENTROPY, LEAST_CONFIDENCE, MARGIN, RANDOM, Selector, draw_m
 from speed import choose_compilation, compiled, frozen
 from utils import (
     MANY,
-    Evaluator,
     Parser,
     add_shared_flags,
     check_shared_flags,
-    correct,
     entry,
     number,
     peak_memory,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import dataset
 import processes
 from cost import forward_macs, spent
+from evaluation import correct
 from loop import Learner, final_test, fit
 from models import model_dict
 from run import Run, describe, differences
@@ -21,7 +22,6 @@ from utils import (
     Parser,
     add_shared_flags,
     check_shared_flags,
-    correct,
     entry,
     peak_memory,
     planned_steps,

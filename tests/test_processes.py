@@ -18,10 +18,10 @@ import dataset
 import processes
 import student_v0
 import teacher
+from evaluation import Evaluator
 from loop import TrainingStep
 from models import model_dict
 from selector import Selector, draw_mixing
-from utils import Evaluator
 
 IMAGES = 64 + 18  # a whole batch and one that four processes cannot share evenly
 FLAGS = {"UNIX": "", "KD": "--strategy 0 --k 64 --b 64 --w 1000", "AT": "--other-distill AT --ce-weight 1"}

@@ -19,10 +19,10 @@ import dataset
 import student_v0
 import teacher
 from cost import forward_macs
+from evaluation import Evaluator
 from loop import final_test
 from losses import attention_transfer, similarity_preserving
 from models import load_model, model_dict
-from utils import Evaluator
 
 KD = "--strategy 0 --k 64 --b 64 --w 1000"
 STATISTICS = {

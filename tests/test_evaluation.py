@@ -1,0 +1,74 @@
+"""evaluation.py: meters and validation."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dataset import Split, normalize
+from evaluation import Evaluator, Meters, correct
+from models import model_dict
+
+
+def add(meters, stats):
+    meters.add(stats)
+    meters.count(stats)
+
+
+def test_meters_are_means_over_samples():
+    meters = Meters()
+    add(meters, {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([True, False]) * 100.0, "no": torch.zeros(0)})
+    add(meters, {"a": torch.tensor([10.0]), "no": torch.zeros(0)})
+    assert meters.means() == {"a": 4.0, "b": 50.0}
+    half = meters.state()
+    half = ({name: total.clone() for name, total in half[0].items()}, dict(half[1]))
+    places = {name: total.data_ptr() for name, total in meters.sums.items()}
+    meters.restart()
+    add(meters, {"a": torch.tensor([7.0])})
+    assert meters.means()["a"] == 7
+    meters.restart(half)
+    add(meters, {"a": torch.tensor([9.0])})
+    assert meters.means() == {"a": 5.0, "b": 50.0}
+    assert places == {name: total.data_ptr() for name, total in meters.sums.items()}
+    fresh = Meters()
+    fresh.restart(half)
+    assert fresh.means() == {"a": 4.0, "b": 50.0}
+
+
+def test_meters_keep_small_values_beside_large_sums():
+    meters = Meters()
+    for _ in range(1000):
+        add(meters, {"a": torch.full((1000,), 0.1)})
+    assert meters.means()["a"] == pytest.approx(0.1, rel=1e-6)
+
+
+def test_correct():
+    assert correct(torch.eye(3), torch.tensor([0, 1, 0])).tolist() == [100, 100, 0]
+
+
+def test_evaluate():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (600, 32, 32, 3), dtype=np.uint8))
+    split = Split(images, torch.arange(600) % 100, torch.arange(600))
+    torch.manual_seed(0)
+    model = model_dict["resnet8"]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluator = Evaluator(model, split, nullcontext)
+    loss, acc, centres = evaluator()
+    again = evaluator()
+    assert again[:2] == (loss, acc) and torch.equal(again[2], centres)
+    with torch.no_grad():
+        features, logits = model(normalize(images, split.mean, split.std), is_feat=True)
+    assert loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
+    assert acc == pytest.approx((logits.argmax(1) == split.labels).double().mean().item() * 100)
+    for label in (0, 57, 99):
+        torch.testing.assert_close(centres[label], features[-1][split.labels == label].mean(0), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_class_without_an_image_has_no_centre():
+    split = Split(torch.zeros(99, 32, 32, 3, dtype=torch.uint8), torch.arange(99), torch.arange(99))
+    centres = Evaluator(model_dict["resnet8"](), split, nullcontext)()[2]
+    assert centres[:99].isfinite().all() and centres[99].isnan().all()
