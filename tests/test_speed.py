@@ -157,7 +157,7 @@ def test_fast_and_plain_give_the_same_losses(trained_teacher):
     plain, fast = (losses(trained_teacher, "fp32", compilation) for compilation in ("nothing", "all"))
     assert len(set(plain.tolist())) == 20
     torch.testing.assert_close(fast[0], plain[0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(fast, plain, rtol=5e-3, atol=0)
+    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=0)
     halved = losses(trained_teacher, "bf16", "all")
     torch.testing.assert_close(halved[0], plain[0], rtol=0.05, atol=0)
     assert not torch.equal(halved, plain)
@@ -177,7 +177,7 @@ def test_the_plain_loop_gives_the_same_losses(trained_teacher):
         images, labels, _ = distiller.train.batch(*drawn[:3])
         plain.step(images.contiguous(), labels, *drawn[3:])
         ours = distiller.step(*drawn)
-        tolerance = 1e-5 if i == 0 else 5e-3
+        tolerance = 1e-5 if i == 0 else 1e-3
         assert ours["train/loss"][0].item() == pytest.approx(plain.statistics["loss"][i], rel=tolerance)
         entropy = ours["train/s_all_entropy"].mean().item()
         assert entropy == pytest.approx(plain.statistics["uncertainty"][i], rel=tolerance)
