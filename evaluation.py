@@ -18,11 +18,8 @@ class Meters:
 
     def add(self, stats):
         """stats: {name: (m,) tensor, one value a sample}. This is the device's half of adding, count() the host's."""
-        for name in stats:
-            if name not in self.sums:
-                self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
         totals = [values.detach().sum(dtype=torch.float64) for values in stats.values()]
-        torch._foreach_add_([self.sums[name] for name in stats], totals)
+        torch._foreach_add_([self.place(name) for name in stats], totals)
 
     def count(self, stats):
         for name, values in stats.items():
@@ -38,22 +35,27 @@ class Meters:
         """Take in what the other processes have added: from here on these are the meters of all."""
         if processes.count() == 1:
             return
-        states = processes.everyone(({name: total.item() for name, total in self.sums.items()}, self.counts))
+        states = processes.everyone(self.state())
         names = dict.fromkeys(name for sums, _ in states for name in sums)
-        sums = {name: sum(sums.get(name, 0) for sums, _ in states) for name in names}
-        counts = {name: sum(counts.get(name, 0) for _, counts in states) for name in names}
-        self.restart(({name: torch.tensor(total, dtype=torch.float64) for name, total in sums.items()}, counts))
+        self.restart([{name: sum(part.get(name, 0) for part in parts) for name in names} for parts in zip(*states)])
 
     def state(self):
-        return self.sums, self.counts
+        """({name: sum}, {name: count}), as plain numbers."""
+        sums = torch.stack(list(self.sums.values())).tolist() if self.sums else []
+        return dict(zip(self.sums, sums)), self.counts
 
     def restart(self, state=None):
         """Begin at nothing, or at what state() gave."""
-        sums, self.counts = ({}, {}) if state is None else (state[0], {**state[1]})
-        for total in self.sums.values():
-            total.zero_()
-        for name, total in sums.items():
-            self.sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=self.device)).copy_(total)
+        sums, counts = state or ({}, {})
+        self.counts = {**counts}
+        for name in {**self.sums, **sums}:
+            self.place(name).fill_(sums.get(name, 0))
+
+    def place(self, name):
+        """The () float64 tensor of a sum, which stays where it is."""
+        if name not in self.sums:
+            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+        return self.sums[name]
 
 
 def correct(logits, labels):

@@ -62,8 +62,7 @@ class TrainingStep:
 
     def restart(self, step=0, meters=None):
         """At the beginning of an epoch, or where meters.state() was saved after `step` steps of it."""
-        self.meters.restart(meters if processes.rank() == 0 else None)
-        self.finite.fill_(True)
+        self.meters.restart(meters if processes.rank() == 0 else None)  # saved for all, so only one has them again
         self.finite_steps.fill_(step)
 
     def run(self, *drawn):
@@ -103,13 +102,14 @@ class StopRequest:
 
     def agreed(self, step=0):
         """Whether to stop after this step: all processes, or none."""
-        if processes.count() > 1 and step % self.ASK == 0:
-            self.signal = max((number or 0 for number in processes.everyone(self.signal)), default=0) or None
-            return self.signal is not None
-        return self.signal is not None and processes.count() == 1
+        if step % self.ASK and processes.count() > 1:
+            return False
+        self.signal = max(number or 0 for number in processes.everyone(self.signal)) or None
+        return self.signal is not None
 
     def leave(self, where):
         """End the program. where: in words, what was just saved."""
+        processes.part()  # not before the first one has saved
         name = signal.Signals(self.signal).name
         say(f"stopped by {name} {where}, saved; the same command (without --fresh) goes on from there")
         sys.exit(128 + self.signal)
@@ -155,11 +155,11 @@ def fit(args, run, data, learner, cast):
             meters.combine()
             check_finite(run, model, epoch, step.finite_steps, steps)
             row = {name: mean for name, mean in meters.means().items() if not math.isnan(mean)}  # center_dist may be
-            trained = time.monotonic()
+            validating = time.monotonic()
             row["val/cls_loss"], row["val/cls_acc"], centres = evaluate()
             row |= {f"cost/{name}": value for name, value in learner.end_epoch(epoch, meters, centres).items()}
-            row |= {"lr": optimizer.param_groups[0]["lr"], "train_seconds": trained - start}
-            row["val_seconds"] = time.monotonic() - trained
+            row |= {"lr": optimizer.param_groups[0]["lr"], "train_seconds": validating - start}
+            row["val_seconds"] = time.monotonic() - validating
             run.end_epoch(model, optimizer, row, learner.state())
             progress.epoch(row, run.best["val/cls_acc"])
             if stop.agreed():

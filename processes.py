@@ -3,8 +3,8 @@
     torchrun --nproc-per-node=4 student_v0.py ...
 
 The processes draw the same randomness and hold the same data, so what they exchange is little: what only one of them
-computed. A program started by itself is the one process that there is, and exchanges nothing. All functions but rank()
-and count() have to be called by all processes alike.
+computed. A program started by itself is the one process that there is, and exchanges nothing. The functions that
+exchange have to be called by all processes alike.
 """
 
 import os
@@ -34,16 +34,22 @@ def weight(mine, whole):
     return count() * mine / whole
 
 
+def be_quiet():
+    """In all processes but the first, have standard output go nowhere."""
+    if rank() > 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def join(device):
-    """Find the others. In all processes but the first, standard output goes nowhere from here on."""
-    if count() > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if rank() > 0:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    """Find the others."""
+    if count() > 1 and device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    elif count() > 1:
+        dist.init_process_group("gloo")
 
 
 def part():
-    """After a run that went well."""
+    """Wait for the others, after a run that went well, and leave them."""
     if count() > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -55,8 +61,8 @@ def let_first_speak():
         time.sleep(5)
 
 
-def trained(model):
-    """The model as it is called for training: its gradients become the mean over the processes."""
+def with_shared_gradients(model):
+    """The model as it is called for learning: its gradients become the mean over the processes."""
     return DistributedDataParallel(model) if count() > 1 else model
 
 

@@ -4,6 +4,7 @@ All of it is torch's own work (inductor, torch.cuda.CUDAGraph) and changes resul
 """
 
 import ctypes
+import gc
 from contextlib import suppress
 
 import torch
@@ -36,7 +37,8 @@ class Replay:
         self.forget()
 
     def forget(self):
-        self.graph, self.calls = None, 0
+        self.graph = self.inputs = self.outputs = self.stream = None
+        self.calls = 0
 
     def __call__(self, *inputs):
         if not self.allowed or len(inputs[0]) != self.size:
@@ -45,21 +47,23 @@ class Replay:
             self.calls += 1
             if self.calls <= self.WARM_UP:
                 return self.warm_up(*inputs)
+            gc.collect()  # a graph that is no longer used, as of an earlier evaluation, holds memory until then
             self.inputs = [tensor.clone() for tensor in inputs]
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=self.stream):
                 self.outputs = self.function(*self.inputs)
         torch._foreach_copy_(self.inputs, list(inputs))
         self.graph.replay()
         return self.outputs
 
     def warm_up(self, *inputs):
-        """Run the function on a side stream, as recording will."""
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        """Run the function on the side stream on which it will be recorded."""
+        here = torch.cuda.current_stream()
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
             outputs = self.function(*inputs)
-        here.wait_stream(aside)
+        here.wait_stream(self.stream)
         return outputs
 
 
@@ -77,7 +81,7 @@ def choose_compilation(wanted, device, steps):
     try:
         torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=device))
     except Exception as e:  # inductor reports a missing compiler by classes of its own, which have changed
-        print(f"compilation: nothing, it does not work here ({str(e).strip().splitlines()[0]})")
+        print(f"compilation: nothing, it does not work here ({(str(e).strip() or type(e).__name__).splitlines()[0]})")
         return "nothing"
     what = "all" if processes.count() == 1 and (wanted == "on" or device.type == "cuda") else "teacher"
     if wanted == "auto":
@@ -131,5 +135,5 @@ def prepare(device, tf32=False, graphs=True):
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with suppress(OSError, AttributeError):  # another C library has its own ways
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, 2**31 - 1)
+        if mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25):  # what its versions allow
+            mallopt(trim_threshold, 2**31 - 1)

@@ -151,9 +151,9 @@ class Distiller(Learner):
         super().__init__(student, args)
         self.train, self.cast, self.macs, self.counter_path = data.train, cast, macs, counter_path
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
-        self.student, self.trained, self.teacher = student, processes.trained(student), teacher
+        self.scoring, self.learning, self.teacher = student, processes.with_shared_gradients(student), teacher
         if compilation == "all":
-            self.student = self.trained = compiled(student, {args.batch_size, args.k})
+            self.scoring = self.learning = compiled(student, {args.batch_size, args.k})
         if compilation != "nothing":
             some = data.train.images[: args.k // processes.count()]
             self.teacher = frozen(teacher, data.train.normalized(some), cast)
@@ -188,17 +188,14 @@ class Distiller(Learner):
         them keep alike.
         """
         # 1. score: the student sees the whole batch, in train mode, without gradient
-        scores, raw_logits, raw_distances = None, None, None
+        scores, raw_logits = None, None
         if self.selector.needs_scores:
             share = processes.share()
             with torch.no_grad(), self.cast():
-                raw_features, raw_logits = self.student(images[share], is_feat=True)
-            scored = (
-                uncertainty(raw_logits, self.selector.strategy),
-                raw_logits.float(),
-                self.distances(raw_features[-1], labels[share]),
-            )
-            scores, raw_logits, raw_distances = (processes.gather(each, len(images)) for each in scored)
+                raw_features, raw_logits = self.scoring(images[share], is_feat=True)
+            raw_logits = processes.gather(raw_logits.float(), len(images))
+            raw_distances = processes.gather(self.distances(raw_features[-1], labels[share]), len(images))
+            scores = uncertainty(raw_logits, self.selector.strategy)
 
         # 2. rank, mix, keep k
         selection = self.selector(images, scores, lam, partner, processes.share())
@@ -210,7 +207,7 @@ class Distiller(Learner):
         with torch.no_grad(), self.cast():
             teacher_features, teacher_logits = self.teacher(selection.images, is_feat=True)
         with self.cast():
-            features, logits = self.trained(selection.images, is_feat=True)
+            features, logits = self.learning(selection.images, is_feat=True)
         loss = self.args.kd_weight * kd_loss(logits, teacher_logits, self.args.T)
         if self.args.ce_weight:
             mixed = mixed_cross_entropy(logits, labels[kept], labels[selection.partner], selection.mask)
@@ -228,16 +225,12 @@ class Distiller(Learner):
             stats[f"train/t_{measure}"] = values
         for measure, values in confidences(logits if raw_logits is None else raw_logits).items():
             if raw_logits is None:
-                stats[f"train/s_select_{measure}"] = values
+                parts = {"select": values, **({"all": values} if self.args.k == self.args.batch_size else {})}
             else:
-                stats[f"train/s_select_{measure}"] = values[kept]
-                stats[f"train/s_else_{measure}"] = values[dropped]
-            if raw_logits is not None or all_kept == len(images):
-                stats[f"train/s_all_{measure}"] = values if raw_logits is None else values[processes.share()]
-        if raw_distances is None:
-            stats["train/center_dist"] = self.distances(features[-1], labels[kept])
-        else:
-            stats["train/center_dist"] = raw_distances[kept]
+                parts = {"select": values[kept], "else": values[dropped], "all": values[processes.share()]}
+            stats |= {f"train/s_{part}_{measure}": of_part for part, of_part in parts.items()}
+        distances = self.distances(features[-1], labels[kept]) if raw_logits is None else raw_distances[kept]
+        stats["train/center_dist"] = distances
         return selection, stats
 
     def distances(self, pooled, labels):

@@ -41,7 +41,7 @@ class Classifier(Learner):
     def __init__(self, model, args, data, cast, macs, compilation="nothing"):
         super().__init__(model, args)
         self.train, self.cast, self.macs = data.train, cast, macs
-        self.network = processes.trained(model)
+        self.network = processes.with_shared_gradients(model)
         if compilation == "all":
             self.network = compiled(model, {args.batch_size})
 
@@ -57,7 +57,7 @@ class Classifier(Learner):
         self.optimizer.zero_grad()
         (losses.mean() * processes.weight(len(images), n)).backward()
         self.optimizer.step()
-        return {"train/cls_loss": losses, "train/cls_acc": correct(logits, labels)}
+        return {"train/cls_loss": losses.detach(), "train/cls_acc": correct(logits, labels)}
 
     def end_epoch(self, epoch, meters, centres):
         return spent(self.macs, trained=epoch * meters.counts["train/cls_loss"])

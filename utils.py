@@ -170,6 +170,7 @@ def set_up(parser, args):
 
     cast: see autocast. Exits with code 2 for flags that do not fit the machine.
     """
+    processes.be_quiet()
     device = choose_device(parser, args.gpu_id)
     if args.sync_bn and device.type != "cuda":
         parser.error("argument --sync-bn: torch has it on GPUs only")
@@ -300,9 +301,9 @@ def process_seconds():
 
 
 def peak_memory(device):
-    """The most bytes that were in use: of the GPU's memory by tensors, on the CPU by the whole process."""
+    """The most bytes that were in use: on a GPU by torch, graphs included, on the CPU by the whole process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     with suppress(OSError):  # not Linux; elsewhere getrusage has to do, which also counts what the parent process had
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024

@@ -5,7 +5,7 @@
 
 No time is measured here. A step computes its operations (convolutions and linear layers, backward counted as two
 forwards) at --teraflops, an equal share in each process. It exchanges the student's gradients, fp32, by a ring (every
-process sends them 2 (P - 1) / P times), batch norm's statistics, and the logits, scores and distances of the scored
+process sends them 2 (P - 1) / P times), batch norm's statistics, and the logits and distances of the scored
 images; each collective waits at each hop. One process alone replays a graph; several launch their kernels one by one,
 each process all of them, which takes as long for any batch: the step's operations are counted, at --launch
 microseconds. A step of several takes the longer of computing and launching, and the exchange. "pays from" is the batch
@@ -50,9 +50,9 @@ def launches(pair):
 def exchange(arch, processes, bandwidth, latency):
     """Seconds a step."""
     gradients, buffers = sizes(arch)
-    scored = BATCH * (NUM_CLASSES + 2) * 4
+    scored = BATCH * (NUM_CLASSES + 1) * 4
     sent = 2 * (processes - 1) / processes * gradients + buffers + scored
-    collectives = 2 * -(-gradients // BUCKET) + 1 + 3  # a ring goes round twice; statistics; scores, logits, distances
+    collectives = 2 * -(-gradients // BUCKET) + 1 + 2  # a ring goes round twice; statistics; logits, distances
     return sent / bandwidth + collectives * (processes - 1) * latency
 
 

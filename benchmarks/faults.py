@@ -251,9 +251,19 @@ def at_validation(n, act):
 
 def send(*numbers):
     def act(_):
-        for i, number in enumerate(numbers):
-            time.sleep(1.1 * (i > 0))  # sooner, the second one would count as the first
+        for number in numbers:
             os.kill(os.getpid(), number)
+
+    return act
+
+
+def send_again(number):
+    """The second one late enough to be meant as such."""
+
+    def act(_):
+        os.kill(os.getpid(), number)
+        time.sleep(1.1)
+        os.kill(os.getpid(), number)
 
     return act
 
@@ -288,7 +298,8 @@ INTERRUPTIONS = {  # kind: (before, exit code, words that the program says)
     "SIGTERM in the first step": (at_step(1, send(TERM)), 143, "in epoch 1 after step 1, saved"),
     "SIGTERM in an epoch's last step": (at_step(2 * STEPS, send(TERM)), 143, "in epoch 2 after step 9, saved"),
     "SIGTERM in validation": (at_validation(3, send(TERM)), 143, "stopped by SIGTERM after epoch 2, saved"),
-    "SIGINT twice": (at_step(STEPS + 4, send(INT, INT)), 130, "once more stops at once"),
+    "SIGINT twice": (at_step(STEPS + 4, send_again(INT)), 130, "once more stops at once"),
+    "SIGTERM by two ways": (at_step(STEPS + 4, send(TERM, TERM)), 143, "by SIGTERM in epoch 2 after step 4, saved"),
     "SIGKILL in a step": (at_step(2 * STEPS + 4, send(KILL)), 137, ""),
     **{f"SIGKILL at file {n}": (at_write(n, send(KILL)), 137, "") for n in range(1, 12)},
     "disk full": (at_step(STEPS + 4, fill_disk), 1, ".pth could not be written (File too large); what was saved"),

@@ -62,7 +62,8 @@ def arguments(method, pair, batch_size):
 class Ours:
     """The programs' own step, data included, called without arguments."""
 
-    def __init__(self, device, method, pair, precision, compilation, images=6400, batch_size=64):
+    def __init__(self, device, method, pair, precision, compilation, graphs=True, images=6400, batch_size=64):
+        prepare(device, graphs=graphs)
         args = arguments(method, pair, batch_size)
         data = dataset.load("synthetic", None, device, images, 1)
         cast = autocast(device, precision)
@@ -140,8 +141,8 @@ class Process:
 
 def serve(pipe, side, device, settings):
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    if side is Ours:
-        prepare(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     step = side(device, *settings)
     while steps := pipe.recv():
         pipe.send(seconds(step, steps, device))
@@ -208,7 +209,7 @@ def table(args, precision, device, compilation):
     for pair in args.pairs:
         sides = {}
         for method in args.methods:
-            sides[method, "ours"] = Process(Ours, device, method, pair, precision, compilation)
+            sides[method, "ours"] = Process(Ours, device, method, pair, precision, compilation, args.compile != "off")
             sides[method, "plain"] = Process(Plain, device, method, pair)
         taken = {name: [] for name in sides}
         for _ in range(args.rounds):
@@ -281,7 +282,7 @@ def scaling(args, precision, device, compilation):
         for method in args.methods:
             times = []
             for size in sizes:
-                step = Ours(device, method, pair, precision, compilation, **options(size))
+                step = Ours(device, method, pair, precision, compilation, args.compile != "off", **options(size))
                 seconds(step, WARM_UP, device)
                 times.append(1000 * median(seconds(step, args.steps, device) for _ in range(args.rounds)))
             print(f"{pair} {method}, ms a step over {name}: " + ", ".join(f"{s} {t:.1f}" for s, t in zip(sizes, times)))
@@ -317,7 +318,6 @@ def main():
     precision = choose_precision(parser, args, device)
     if args.startup:
         return startup(args, device)
-    prepare(device)
     compilation = choose_compilation(args.compile, device, 240 * 782)
     if args.scaling:
         return scaling(args, precision, device, compilation)

@@ -3,7 +3,7 @@
 #
 # Slurm's SIGTERM (scancel, preemption, the time limit) reaches the program as well as this shell, which only has to wait
 # until the program has saved; what was preempted, Slurm queues again. That holds for a child of this shell; srun would
-# pass the signal on a second time, upon which the program gives up at once. SIGUSR1 reaches this shell alone: the end is
+# pass the signal on a second time. SIGUSR1 reaches this shell alone: the end is
 # near, by the time limit, and this run is to be stopped and queued again from here.
 # shellcheck disable=SC2086  # a command is words
 set -euo pipefail

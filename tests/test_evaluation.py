@@ -23,7 +23,7 @@ def test_meters_are_means_over_samples():
     add(meters, {"a": torch.tensor([10.0]), "no": torch.zeros(0)})
     assert meters.means() == {"a": 4.0, "b": 50.0}
     half = meters.state()
-    half = ({name: total.clone() for name, total in half[0].items()}, dict(half[1]))
+    half = ({**half[0]}, {**half[1]})
     places = {name: total.data_ptr() for name, total in meters.sums.items()}
     meters.restart()
     add(meters, {"a": torch.tensor([7.0])})
@@ -59,6 +59,10 @@ def test_evaluate():
     loss, acc, centres = evaluator()
     again = evaluator()
     assert again[:2] == (loss, acc) and torch.equal(again[2], centres)
+    other = model_dict["resnet8"]()
+    model.load_state_dict(other.state_dict())
+    assert evaluator()[:2] == Evaluator(other, split, nullcontext)()[:2] != (loss, acc)
+    model.load_state_dict(before)
     with torch.no_grad():
         features, logits = model(normalize(images, split.mean, split.std), is_feat=True)
     assert loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)

@@ -1,5 +1,6 @@
 """processes.py and the programs over several processes, by gloo on the CPU; torchrun runs this file as the worker."""
 
+import csv
 import json
 import os
 import signal
@@ -73,8 +74,19 @@ def everything():
     return {
         "selected": selected(scores),
         "learned": {name: learned(flags) for name, flags in {"teacher": None, **FLAGS}.items()},
+        "statistics": evaluated_statistics(),
         "errors": [error_of(fail) for fail in (lambda: 1 / 0, lambda: sys.exit(2))],
     }
+
+
+def evaluated_statistics():
+    """What a network's statistics have made of it: each process has other ones, the first one's count."""
+    torch.manual_seed(4)
+    model, split = model_dict["resnet8"](), dataset.load("synthetic", None, "cpu", 2, 100).val
+    torch.manual_seed(processes.rank())
+    model.train()(torch.randn(8, 3, 32, 32))
+    loss, acc, _ = Evaluator(model, split, nullcontext)()
+    return loss, acc, dict(model.named_buffers())
 
 
 def error_of(fail):
@@ -148,6 +160,16 @@ def test_validation_is_the_single_process_one(several, alone, method):
         torch.testing.assert_close(ours[2], centres, rtol=1e-3, atol=1e-4)
 
 
+def test_the_first_process_s_statistics_are_those_of_all(several, alone):
+    loss, acc, buffers = alone["statistics"]
+    for process in several:
+        ours = process["statistics"]
+        assert (ours[0], ours[1]) == (pytest.approx(loss, rel=1e-5), pytest.approx(acc, abs=1e-9))
+        for name, buffer in buffers.items():
+            torch.testing.assert_close(ours[2][name], buffer, rtol=1e-5, atol=1e-6)
+            assert torch.equal(ours[2][name], several[0]["statistics"][2][name])
+
+
 def test_what_the_first_process_raises_is_raised_in_all(several):
     assert [process["errors"] for process in several] == [["ZeroDivisionError", "SystemExit"]] * len(several)
 
@@ -168,7 +190,8 @@ def test_a_run_is_stopped_resumed_by_another_number_and_written_once(trained_tea
     (folder,) = tmp_path.glob("v0_*")
     result = json.loads((folder / "result.json").read_text())
     assert result["epochs"] == 2 and result["teacher_queries"] == 2 * 4800
-    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    with (folder / "metrics.csv").open() as file:  # the cost of an epoch is counted by its meters, of all processes
+        assert [float(row["cost/teacher_queries"]) for row in csv.DictReader(file)] == [4800, 9600]
     assert len(list((folder / "events").iterdir())) == 1
 
 

@@ -54,6 +54,10 @@ def test_every_flag_is_either_without_effect_or_in_the_name(program):
         assert name(program, flag, value) == name(program)
 
 
+def test_a_switch_is_named_by_itself():
+    assert name(teacher, "--tf32", "--sync-bn") == "_tf32_syncbn"
+
+
 def test_long_names_are_cut_and_stay_apart(tmp_path):
     folders = []
     for end in "ab":

@@ -62,7 +62,7 @@ def graphs(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda recorder: recorder)
+    monkeypatch.setattr(torch.cuda, "graph", lambda recorder, stream: recorder)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
@@ -149,7 +149,8 @@ def losses(trained_teacher, precision, compilation, steps=20):
     student = model_dict["resnet8"]().to(memory_format=torch.channels_last)
     cast = autocast(CPU, precision)
     distiller = distiller_of(student, teacher_model, SLOWLY, images=64 * steps, cast=cast, compilation=compilation)
-    assert (distiller.teacher is teacher_model) == (distiller.student is student) == (compilation == "nothing")
+    plain = [distiller.teacher is teacher_model, distiller.scoring is student, distiller.learning is student]
+    assert plain == [compilation == "nothing"] * 3
     return torch.stack([distiller.step(*drawn)["train/loss"][0] for drawn in distiller.draw(1)])
 
 

@@ -4,11 +4,14 @@ import argparse
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import ROOT
 
+import teacher
+import utils
 from models import model_dict
 from utils import (
     Parser,
@@ -53,6 +56,50 @@ def test_choose_device(monkeypatch, capsys, visible, gpu_id, expected):
     assert capsys.readouterr().out.count("\n") == (1 if (visible, gpu_id) == (0, None) else 0)
 
 
+@pytest.mark.parametrize("gpu_id, expected", [(None, "cuda:1"), (-1, "cpu"), (0, None), (1, None)])
+def test_several_processes_take_a_gpu_each(monkeypatch, gpu_id, expected):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    if expected:
+        assert str(choose_device(Parser("x"), gpu_id)) == expected
+        return
+    with pytest.raises(SystemExit):
+        choose_device(Parser("x"), gpu_id)
+
+
+def test_flags_reach_what_they_set(monkeypatch):
+    """--tf32 and --compile, up to the settings of the process."""
+    prepared = []
+    monkeypatch.setattr(utils, "choose_device", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(utils, "prepare", lambda device, tf32, graphs: prepared.append((tf32, graphs)))
+    for flags in ("--tf32 --precision fp32", "--precision fp32 --compile off", "--precision bf16"):
+        args = teacher.flags().parse_args(["--arch", "vgg8", *flags.split()])
+        _, precision, cast = utils.set_up(Parser("x"), args)
+        assert (cast is nullcontext) == (precision != "bf16")
+    assert prepared == [(True, True), (False, False), (False, True)]
+
+
+def test_peak_memory_is_of_the_past():
+    begin = "import torch, utils; cpu = torch.device('cpu'); "
+    peaks = []
+    for code in ("", "x = torch.ones(10**8); del x; "):
+        command = [sys.executable, "-c", f"{begin}{code}print(utils.peak_memory(cpu))"]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout))
+    assert 3.5e8 < peaks[1] - peaks[0] < 4.5e8
+
+
+def test_planned_steps():
+    def planned(flags):
+        return utils.planned_steps(teacher.flags().parse_args(["--arch", "vgg8", *flags.split()]))
+
+    assert planned("") == 240 * 782
+    assert planned("--epoch 2 --train-limit 1000 --holdout 100 --batch-size 100") == 2 * 9
+
+
 @pytest.mark.parametrize("visible, gpu_id", [(0, 0), (2, 2)])
 def test_missing_gpu(monkeypatch, capsys, visible, gpu_id):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
@@ -77,8 +124,8 @@ def test_a_gpu_that_fails_is_said_in_one_line(monkeypatch, capsys):
 def test_precision(monkeypatch, capsys):
     cpu = torch.device("cpu")
 
-    def chosen(precision, tf32=False):
-        return choose_precision(Parser("x"), argparse.Namespace(precision=precision, tf32=tf32), cpu)
+    def chosen(precision, tf32=False, device=cpu):
+        return choose_precision(Parser("x"), argparse.Namespace(precision=precision, tf32=tf32), device)
 
     assert chosen("bf16") == "bf16" and chosen("fp32") == "fp32"
     for native in (False, True):
@@ -87,6 +134,11 @@ def test_precision(monkeypatch, capsys):
         capsys.readouterr()
         assert chosen("auto") == ("bf16" if native else "fp32")
         assert ("bf16 (native" if native else "fp32 (no native") in capsys.readouterr().out
+    cuda = torch.device("cuda")
+    assert chosen("fp32", tf32=True, device=cuda) == "tf32" and chosen("fp32", device=cuda) == "fp32"
+    for precision, device in (("bf16", cuda), ("auto", cuda), ("fp32", cpu)):
+        with pytest.raises(SystemExit):
+            chosen(precision, tf32=True, device=device)
     model, images = model_dict["resnet8"](), torch.zeros(2, 3, 32, 32)
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with autocast(cpu, precision)():
