@@ -88,5 +88,5 @@ def test_class_names():
 
 
 def test_files_that_are_linked_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
     assert links and all((ROOT / link).exists() for link in links if not link.startswith("http"))
