@@ -82,9 +82,8 @@ def add_shared_flags(parser):
     add = parser.add_argument_group("machine and files").add_argument
     add("--gpu-id", type=number(int, -1, MANY), metavar="ID",
         help="index among the visible GPUs; -1: the CPU (the first visible GPU, else the CPU)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+    add("--precision", choices=("auto", "fp32", "tf32", "bf16"), default="auto",
         help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively)")
-    add("--tf32", action="store_true", help="with --precision fp32 on a GPU: allow TF32 (off: fp32 is exact)")
     add("--compile", choices=("auto", "on", "off"), default="auto",
         help="compile the frozen teacher and, on a GPU, the trained network (auto: in runs long enough for it to pay); "
         "off: use no CUDA graphs either")
@@ -156,7 +155,7 @@ def set_up(parser, args):
     if args.sync_bn and device.type != "cuda":
         parser.error("argument --sync-bn: torch has it on GPUs only")
     precision = choose_precision(parser, args, device)
-    setup_backend(device, args.tf32, graphs=args.compile != "off")
+    setup_backend(device, precision == "tf32", graphs=args.compile != "off")
     distributed.init(device)
     return device, precision
 
@@ -187,11 +186,11 @@ def choose_device(parser, gpu_id):
 
 
 def choose_precision(parser, args, device):
-    """ "fp32", "tf32" or "bf16". Exits with code 2 for --tf32 where it means nothing."""
-    if args.tf32 and (device.type != "cuda" or args.precision != "fp32"):
-        parser.error("argument --tf32: belongs to --precision fp32 on a GPU")
+    """ "fp32", "tf32" or "bf16". Exits with code 2 for tf32 on a CPU."""
+    if args.precision == "tf32" and device.type != "cuda":
+        parser.error("argument --precision: tf32 is of GPUs")
     if args.precision != "auto":
-        return "tf32" if args.tf32 else args.precision
+        return args.precision
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
