@@ -8,7 +8,7 @@ Parameter names are those of the teachers that the field has released since 2019
 
 from functools import partial
 
-from .checkpoint import CheckpointError, checksum, load_strict, num_classes, read_checkpoint
+from .checkpoint import CheckpointError, fit, num_classes, read_checkpoint
 from .mobilenetv2 import MobileNetV2
 from .network import pooled_size
 from .resnet import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet
@@ -16,7 +16,7 @@ from .shufflenet import ShuffleV1, ShuffleV2
 from .vgg import PLANS, VGG
 from .wrn import WideResNet
 
-__all__ = ["CheckpointError", "checksum", "load_model", "model_dict", "pooled_size", "read_checkpoint"]
+__all__ = ["CheckpointError", "load_model", "model_dict", "pooled_size", "read_checkpoint"]
 
 model_dict = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
@@ -48,5 +48,6 @@ def load_model(path, arch=None):
     if classes is None:
         raise CheckpointError(f"{path}: not the weights of {arch}, it has no linear classifier")
     model = model_dict[arch](num_classes=classes)
-    load_strict(model, checkpoint["state_dict"], arch, path)
-    return model.eval(), {**checkpoint, "arch": arch, "num_classes": classes}
+    state_dict = fit(checkpoint["state_dict"], model, arch, path)
+    model.load_state_dict(state_dict)
+    return model.eval(), {**checkpoint, "arch": arch, "num_classes": classes, "state_dict": state_dict}
