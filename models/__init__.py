@@ -8,7 +8,7 @@ Parameter names are those of the teachers that the field has released since 2019
 
 from functools import partial
 
-from .checkpoint import CheckpointError, fit, num_classes, read_checkpoint
+from .checkpoint import CheckpointError, fit, num_classes, read_checkpoint, some
 from .mobilenetv2 import MobileNetV2
 from .network import pooled_size
 from .resnet import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet
@@ -46,7 +46,9 @@ def load_model(path, arch=None):
         raise CheckpointError(f"{path}: does not say which network it holds; name it (--teacher-arch)")
     classes = num_classes(checkpoint["state_dict"])
     if classes is None:
-        raise CheckpointError(f"{path}: not the weights of {arch}, it has no linear classifier")
+        raise CheckpointError(
+            f"{path}: not the weights of {arch}, no linear classifier in {some(list(checkpoint['state_dict']))}"
+        )
     model = model_dict[arch](num_classes=classes)
     state_dict = fit(checkpoint["state_dict"], model, arch, path)
     model.load_state_dict(state_dict)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 KEYS = ("state_dict", "model", "net", "model_state_dict", "model_state")  # where a file may hold its weights
-WRAPPERS = ("module", "_orig_mod")  # parts of names that DataParallel and torch.compile add
+WRAPPERS = ("module", "_orig_mod")  # parts of a name that DataParallel and torch.compile add
 NO_WEIGHTS = ("total_ops", "total_params", "n_averaged")  # left by profilers and by weight averaging
 COUNTER = "num_batches_tracked"  # missing in old files, without effect at a fixed momentum
 
@@ -23,14 +23,11 @@ class CheckpointError(OSError):
     """A file that does not hold the weights it should. The message is one line and says what to do."""
 
 
-# ---------------------------------------------------------------------------------------------------- file -> tensors
-
-
 def read_checkpoint(path):
     """Read a checkpoint without running any code in it.
 
     Returns a dict with at least `state_dict` (name -> CPU tensor, without WRAPPERS in the names). Our own checkpoints
-    also say `arch`, `epoch`, `acc` and the `settings` of their run. Weights lie under one of KEYS or are the whole file.
+    also say `arch`, `epoch`, `acc` and the `settings` of their run. Weights lie under one of KEYS or are the file.
     Raises CheckpointError, or OSError where the file cannot be read at all.
     """
     path = Path(path)
@@ -45,8 +42,7 @@ def read_checkpoint(path):
     others = [name for name, tensor in state_dict.items() if not is_weight(name, tensor)]
     if others or not state_dict:
         where = f"under {', '.join(KEYS)}" if key is None else f"alone under {key}"
-        found = ", ".join(map(str, others[:8])) or "nothing"
-        raise CheckpointError(f"{path}: holds no weights {where}; found {found}")
+        raise CheckpointError(f"{path}: holds no weights {where}; found {some(others) or 'nothing'}")
     return {**({} if key is None else content), "state_dict": unwrap(state_dict)}
 
 
@@ -61,8 +57,8 @@ class Placeholder:
 
 
 def number(dtype, data):
-    """Stands for numpy's `scalar`; dtype is a Placeholder, as numpy's own believes a file's flags, to a crash."""
-    kind = dtype.state[1] + dtype.args[0]  # byte order and type, "<f8"
+    """Stands for numpy's `scalar`. dtype: a Placeholder; numpy's own believes a file's flags, up to a crash."""
+    kind = dtype.state[1] + dtype.args[0]  # byte order and type, as in "<f8"
     return np.frombuffer(data, kind)[0] if kind[1] in "biufc" else Placeholder(kind, data)
 
 
@@ -77,14 +73,12 @@ HARMLESS = [
 
 
 def unpickle(data, path):
-    """What torch.save wrote into a file with these bytes. Raises CheckpointError."""
+    """What torch.save wrote, from the bytes of a file. Raises CheckpointError."""
     if path.suffix == ".safetensors" or data[8:10] == b'{"':
         how = f"torch.save(safetensors.torch.load_file({path.name!r}), 'best.pth')"
         raise CheckpointError(f"{path}: a safetensors file, which is not read here; convert it with {how}")
     try:
-        # torch does not look at the CRCs itself. Files of torch before 1.6 are no zip.
-        if data.startswith(b"PK\3\4") and zipfile.ZipFile(io.BytesIO(data)).testzip():
-            raise zipfile.BadZipFile("CRC")
+        check_container(data)
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -98,22 +92,27 @@ def unpickle(data, path):
         raise CheckpointError(f"{path}: {what}") from e
 
 
+def check_container(data):
+    """Raises where a CRC of a zip is wrong, at which torch does not look. Files of torch before 1.6 are no zip."""
+    if data.startswith(b"PK\3\4"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            marked_as_folders = [info for info in archive.infolist() if info.external_attr & 16]  # torch reads nothing
+            if marked_as_folders or archive.testzip():
+                raise zipfile.BadZipFile
+
+
 def is_weight(name, tensor):
-    dense = torch.is_tensor(tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return isinstance(name, str) and dense and not (tensor.is_quantized or tensor.is_nested)
+    plain = torch.is_tensor(tensor) and tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    return (
+        isinstance(name, str) and plain and (tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64))
+    )
 
 
 def unwrap(state_dict):
     """Without the parts that wrappers add to names, at any depth, and without entries that are no weights."""
-    plain = {}
-    for name, tensor in state_dict.items():
-        parts = [part for part in name.split(".") if part not in WRAPPERS]
-        if parts and parts[-1] not in NO_WEIGHTS:
-            plain[".".join(parts)] = tensor.detach()
-    return plain
-
-
-# -------------------------------------------------------------------------------------------------- tensors -> network
+    split = ([part for part in name.split(".") if part not in WRAPPERS] for name in state_dict)
+    named = zip(split, state_dict.values())
+    return {".".join(parts): tensor.detach() for parts, tensor in named if parts and parts[-1] not in NO_WEIGHTS}
 
 
 def num_classes(state_dict):
@@ -128,63 +127,53 @@ def fit(state_dict, model, arch, path):
     """
     own = model.state_dict()
     state = fold_biases(state_dict, own)
-    renamed = {} if state.keys() <= own.keys() else by_order(state, own)
-    if renamed:
-        print(f"{path}: other names than ours, but all {len(renamed)} entries agree with {arch} in order and shape")
-    counters = {name: torch.zeros_like(tensor) for name, tensor in own.items() if role(name) == COUNTER}
-    state = counters | (renamed or state)
+    if state.keys() - own.keys() and (renamed := by_order(state, own)):
+        print(f"{path}: other names than ours, but all {len(state)} entries agree with {arch} in order and shape")
+        state = renamed
+    state = {name: torch.zeros_like(own[name]) for name in own if name.endswith(COUNTER)} | state
 
-    missing = [name for name in own if name not in state]
-    unknown = [name for name in state if name not in own]
-    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
-    infinite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    misfits = {"without": missing, "with a foreign": unknown, "with another shape of": reshaped}
-    if misfits := [f"{what} {some(names)}" for what, names in misfits.items() if names]:
-        raise CheckpointError(f"{path}: not the weights of {arch}, {', '.join(misfits)}; --teacher-arch names another")
-    if infinite:
-        raise CheckpointError(f"{path}: {some(infinite)} not finite (nan or inf); take a checkpoint from before")
+    misfits = {
+        "without": [name for name in own if name not in state],
+        "with a foreign": [name for name in state if name not in own],
+        "with another shape of": [name for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    if told := ", ".join(f"{what} {some(names)}" for what, names in misfits.items() if names):
+        raise CheckpointError(f"{path}: not the weights of {arch}, {told}; --teacher-arch names another network")
+    if infinite := [name for name, tensor in state.items() if not tensor.float().isfinite().all()]:
+        raise CheckpointError(f"{path}: not finite (nan or inf): {some(infinite)}; take a checkpoint from before")
     return state
 
 
 def fold_biases(state_dict, own):
-    """Where our convolutions have no bias: theirs, out of the mean of the batch norm that is registered right behind.
-
-    The same function, for a batch norm that reads the convolution; so one beside it, not in another block.
-    """
+    """The same function with the biases of convolutions, where ours have none, in the means of the norms behind them."""
     state, names = dict(state_dict), [*state_dict, ""]
     for bias in conv_biases(state) if not conv_biases(own) else ():
-        norm = module(names[names.index(bias) + 1])
+        conv, norm = (name.rpartition(".")[0] for name in (bias, names[names.index(bias) + 1]))
         mean = f"{norm}.running_mean"
-        if mean in state and module(norm) == module(module(bias)) and state[mean].shape == state[bias].shape:
+        siblings = conv.rpartition(".")[0] == norm.rpartition(".")[0]  # another block's would read a shortcut too
+        if siblings and mean in state and state[mean].shape == state[bias].shape:
             state[mean] = state[mean].float() - state.pop(bias).float()
     return state
 
 
+def conv_biases(state):
+    weights = {name: state.get(name.removesuffix("bias") + "weight") for name in state if name.endswith(".bias")}
+    return [name for name, weight in weights.items() if weight is not None and weight.ndim == 4]
+
+
 def by_order(state, own):
     """Another project's weights under our names, {} where an entry differs in order, shape, or what its name tells."""
-    counted = any(role(name) == COUNTER for name in state)
-    ours = [name for name in own if counted or role(name) != COUNTER]
-    roles = set(map(role, own))
+    counted = any(name.endswith(COUNTER) for name in state)
+    ours = [name for name in own if counted or not name.endswith(COUNTER)]
+    roles = {name.rpartition(".")[2] for name in own}
 
     def agree(theirs, name):
-        foreign = theirs not in own and (role(theirs) == role(name) or role(theirs) not in roles)
-        return (theirs == name or foreign) and state[theirs].shape == own[name].shape
+        told = {theirs.rpartition(".")[2]} & roles or {name.rpartition(".")[2]}
+        named_alike = theirs == name or (theirs not in own and name.rpartition(".")[2] in told)
+        return named_alike and state[theirs].shape == own[name].shape
 
     return dict(zip(ours, state.values())) if len(ours) == len(state) and all(map(agree, state, ours)) else {}
 
 
-def conv_biases(state):
-    weights = ((name, state.get(f"{module(name)}.weight")) for name in state if role(name) == "bias")
-    return [name for name, weight in weights if weight is not None and weight.ndim == 4]
-
-
-def module(name):
-    return name.rpartition(".")[0]
-
-
-def role(name):
-    return name.rpartition(".")[2]
-
-
 def some(names):
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
