@@ -8,7 +8,7 @@ Parameter names are those of the teachers that the field has released since 2019
 
 from functools import partial
 
-from .checkpoint import CheckpointError, fit, num_classes, read_checkpoint, some
+from .checkpoint import CheckpointError, adapt, num_classes, read_checkpoint, some
 from .mobilenetv2 import MobileNetV2
 from .network import pooled_size
 from .resnet import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet
@@ -50,6 +50,5 @@ def load_model(path, arch=None):
             f"{path}: not the weights of {arch}, no linear classifier in {some(list(checkpoint['state_dict']))}"
         )
     model = model_dict[arch](num_classes=classes)
-    state_dict = fit(checkpoint["state_dict"], model, arch, path)
-    model.load_state_dict(state_dict)
-    return model.eval(), {**checkpoint, "arch": arch, "num_classes": classes, "state_dict": state_dict}
+    model.load_state_dict(adapt(checkpoint["state_dict"], model, arch, path))
+    return model.eval(), {**checkpoint, "arch": arch, "num_classes": classes, "state_dict": model.state_dict()}

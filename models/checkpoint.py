@@ -1,6 +1,6 @@
 """Reading weights from disk: ours, and those that others released for the same networks, however they wrote them.
 
-`read_checkpoint` takes a file to named tensors, `fit` takes these to one network's own names.
+`read_checkpoint` takes a file to named tensors, `adapt` takes these to one network's own names.
 """
 
 import io
@@ -120,7 +120,7 @@ def num_classes(state_dict):
     return next((tensor.shape[0] for tensor in state_dict.values() if tensor.ndim == 2), None)
 
 
-def fit(state_dict, model, arch, path):
+def adapt(state_dict, model, arch, path):
     """The weights under the names of `model`, complete and finite, as its load_state_dict takes them.
 
     Raises CheckpointError where they are not the weights of this network.
@@ -128,24 +128,26 @@ def fit(state_dict, model, arch, path):
     own = model.state_dict()
     state = fold_biases(state_dict, own)
     if state.keys() - own.keys() and (renamed := by_order(state, own)):
-        print(f"{path}: other names than ours, but all {len(state)} entries agree with {arch} in order and shape")
+        print(
+            f"{path}: not our names, so loaded by order: all {len(state)} entries agree with {arch} in order and shape"
+        )
         state = renamed
     state = {name: torch.zeros_like(own[name]) for name in own if name.endswith(COUNTER)} | state
 
     misfits = {
         "without": [name for name in own if name not in state],
-        "with a foreign": [name for name in state if name not in own],
+        "with foreign": [name for name in state if name not in own],
         "with another shape of": [name for name in own if name in state and own[name].shape != state[name].shape],
     }
     if told := ", ".join(f"{what} {some(names)}" for what, names in misfits.items() if names):
         raise CheckpointError(f"{path}: not the weights of {arch}, {told}; --teacher-arch names another network")
     if infinite := [name for name, tensor in state.items() if not tensor.float().isfinite().all()]:
         raise CheckpointError(f"{path}: not finite (nan or inf): {some(infinite)}; take a checkpoint from before")
-    return state
+    return {name: state[name] for name in own}
 
 
 def fold_biases(state_dict, own):
-    """The same function with the biases of convolutions, where ours have none, in the means of the norms behind them."""
+    """The same function, with the biases of convolutions, where ours have none, in the batch norms behind them."""
     state, names = dict(state_dict), [*state_dict, ""]
     for bias in conv_biases(state) if not conv_biases(own) else ():
         conv, norm = (name.rpartition(".")[0] for name in (bias, names[names.index(bias) + 1]))
