@@ -86,7 +86,7 @@ def unpickle(data, path):
         raise
     except Exception as e:  # zipfile and torch report damage as RuntimeError, EOFError, KeyError, ValueError and others
         name = re.search(r"GLOBAL (\S+)", str(e)) if isinstance(e, pickle.UnpicklingError) else None
-        what = f"not a checkpoint, or a damaged one ({type(e).__name__}); copy or download it again"
+        what = f"not a checkpoint of torch.save, or a damaged one ({type(e).__name__}); copy or download it again"
         if name:
             what = f"holds {name[1]}, which would run code, so nothing is loaded; save a model's state_dict() alone"
         raise CheckpointError(f"{path}: {what}") from e
@@ -112,7 +112,7 @@ def unwrap(state_dict):
     """Without the parts that wrappers add to names, at any depth, and without entries that are no weights."""
     split = ([part for part in name.split(".") if part not in WRAPPERS] for name in state_dict)
     named = zip(split, state_dict.values())
-    return {".".join(parts): tensor.detach() for parts, tensor in named if parts and parts[-1] not in NO_WEIGHTS}
+    return {".".join(parts): tensor for parts, tensor in named if parts and parts[-1] not in NO_WEIGHTS}
 
 
 def num_classes(state_dict):
@@ -143,7 +143,7 @@ def adapt(state_dict, model, arch, path):
         raise CheckpointError(f"{path}: not the weights of {arch}, {told}; --teacher-arch names another network")
     if infinite := [name for name, tensor in state.items() if not tensor.float().isfinite().all()]:
         raise CheckpointError(f"{path}: not finite (nan or inf): {some(infinite)}; take a checkpoint from before")
-    return {name: state[name] for name in own}
+    return state
 
 
 def fold_biases(state_dict, own):

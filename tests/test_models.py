@@ -7,6 +7,7 @@ import io
 import json
 import math
 import pathlib
+import pickle
 import random
 import zipfile
 
@@ -173,7 +174,7 @@ PREFIXES = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.modu
 
 @pytest.mark.parametrize("wrap", ["state_dict", "model", "net", "model_state_dict", "model_state", "bare", *PREFIXES])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_released_weights_load(tmp_path, wrap, zipped):
+def test_released_weights_load(tmp_path, capsys, wrap, zipped):
     original = trained(num_classes=10)
     state = original.state_dict()
     if wrap in PREFIXES:
@@ -183,13 +184,14 @@ def test_released_weights_load(tmp_path, wrap, zipped):
     torch.save(state if wrap == "bare" else {key: state, "epoch": 240}, path, _use_new_zipfile_serialization=zipped)
     checkpoint = check_loads(path, original)
     assert checkpoint["arch"] == "resnet8" and checkpoint["num_classes"] == 10
-    assert wrap == "bare" or checkpoint["epoch"] == 240
+    assert (wrap == "bare" or checkpoint["epoch"] == 240) and capsys.readouterr().out == ""
 
 
-def test_a_network_compiled_in_part(tmp_path):
+def test_a_network_compiled_in_part(tmp_path, capsys):
     original = trained()
     state = {name.replace("layer2.", "layer2._orig_mod."): tensor for name, tensor in original.state_dict().items()}
     check_loads(save(tmp_path / "x.pth", state), original)
+    assert capsys.readouterr().out == ""
 
 
 def test_weights_before_a_string_called_model(tmp_path):
@@ -226,13 +228,28 @@ def test_what_the_checkpoint_says_comes_before_the_caller(tmp_path):
 # ------------------------------------------------------------------------------------------- what lies beside weights
 
 
+class Runs:
+    """Its pickle calls a function when it is read."""
+
+    def __init__(self, function, *args):
+        self.reduced = function, args
+
+    def __reduce__(self):
+        return self.reduced
+
+
 @pytest.mark.parametrize("kind", np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?")
 def test_numpy_numbers_beside_the_weights(tmp_path, kind):
     number = np.array([1.5 if kind in np.typecodes["AllFloat"] else 1]).astype(kind)[0]
-    swapped = np.array([number]).astype(np.dtype(kind).newbyteorder(">"))[0]
-    path = save(tmp_path / "x.pth", {"model": trained().state_dict(), "acc": number, "swapped": swapped})
-    checkpoint = check_loads(path, trained())
-    assert checkpoint["acc"] == checkpoint["swapped"] == number and checkpoint["acc"].dtype == number.dtype
+    path = save(tmp_path / "x.pth", {"model": trained().state_dict(), "acc": number})
+    acc = check_loads(path, trained())["acc"]
+    assert acc == number and acc.dtype == number.dtype
+
+
+def test_numbers_of_another_byte_order(tmp_path):
+    big = Runs(np.float64(0).__reduce__()[0], np.dtype(">f8"), np.array(1.5, ">f8").tobytes())
+    path = save(tmp_path / "x.pth", {"model": trained().state_dict(), "acc": big})
+    assert check_loads(path, trained())["acc"] == 1.5
 
 
 def test_older_numpy(tmp_path):
@@ -291,14 +308,6 @@ def test_numpy_is_not_led_to_foreign_memory(tmp_path):
 
     checkpoint = check_loads(save(tmp_path / "x.pth", {"a": Array(), "net": trained().state_dict()}), trained())
     assert not isinstance(checkpoint["a"], np.ndarray)
-
-
-class Runs:
-    def __init__(self, function, *args):
-        self.reduced = function, args
-
-    def __reduce__(self):
-        return self.reduced
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -461,7 +470,7 @@ def test_public_networks_load(name):
 # -------------------------------------------------------------------------------------------------- what does not load
 
 
-def test_unusable_checkpoints(tmp_path):
+def test_unusable_checkpoints(tmp_path, recwarn):
     good = save(tmp_path / "good.pth", {"state_dict": trained().state_dict()}).read_bytes()
     cases = {
         "missing.pth": (None, "no such file"),
@@ -469,6 +478,7 @@ def test_unusable_checkpoints(tmp_path):
         "text.pth": (b"hello", "not a checkpoint"),
         "empty.pth": (b"", "not a checkpoint"),
         "zeros.pth": (bytes(1000), "not a checkpoint"),
+        "other_protocol.pth": (pickle.dumps({"a": 1}, 4), "not a checkpoint"),
         "header.pth": (b"PK\3\4", "not a checkpoint"),
         "x.safetensors": (b"\x08\0\0\0\0\0\0\0{}      ", r"safetensors.*torch.save.*load_file\('x.safetensors'\)"),
         "best.pth": (b'\x20\0\0\0\0\0\0\0{"a":{"dtype"', r"safetensors.*torch.save.*load_file\('best.pth'\)"),
@@ -478,7 +488,16 @@ def test_unusable_checkpoints(tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=message) as error:
             read_checkpoint(tmp_path / name)
-        assert name in str(error.value) and "\n" not in str(error.value)
+        assert name in str(error.value) and "\n" not in str(error.value) and not recwarn.list
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(MemoryError):
+        read_checkpoint(save(tmp_path / "x.pth", {}))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -546,7 +565,7 @@ def test_foreign_entries_are_not_ignored(tmp_path):
 
 
 def test_no_flipped_bit_changes_what_is_loaded(tmp_path):
-    """Every bit of a record's entry in the zip's directory, and some of all: refused in one line, or loaded as it was."""
+    """Every bit of a record's entry in the zip's directory, and some of all: refused in one line, or as it was."""
     content = {"state_dict": {"a.weight": torch.randn(3, 4), "b": torch.tensor(3)}, "acc": 71.25, "rows": [{"x": 1.5}]}
     path = save(tmp_path / "x.pth", content)
     good = path.read_bytes()
