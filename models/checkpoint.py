@@ -102,10 +102,10 @@ def check_container(data):
 
 
 def is_weight(name, tensor):
-    plain = torch.is_tensor(tensor) and tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
-    return (
-        isinstance(name, str) and plain and (tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64))
-    )
+    if not isinstance(name, str) or not torch.is_tensor(tensor) or tensor.layout != torch.strided:
+        return False
+    plain = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
+    return plain and not tensor.is_nested and not tensor.is_meta
 
 
 def unwrap(state_dict):
