@@ -30,7 +30,6 @@ model_dict = {
     "ShuffleV1": ShuffleV1,
     "ShuffleV2": ShuffleV2,
 }
-NAMES = list(model_dict)
 
 
 def load_model(path, arch=None):
@@ -40,9 +39,10 @@ def load_model(path, arch=None):
     Raises CheckpointError where the file holds no weights, or those of another network than it says.
     """
     checkpoint = read_checkpoint(path)
-    if checkpoint.get("arch") in NAMES:
+    names = list(model_dict)  # a list: what a file says may be unhashable
+    if checkpoint.get("arch") in names:
         arch = checkpoint["arch"]
-    if arch not in NAMES:
+    if arch not in names:
         raise CheckpointError(f"{path}: does not say which network it holds; name it (--teacher-arch)")
     classes = num_classes(checkpoint["state_dict"])
     if classes is None:
