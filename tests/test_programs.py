@@ -269,7 +269,7 @@ def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     distiller.student = distiller.ddp_student = distiller.model.to("meta")
     distiller.teacher = teacher_model.to("meta")
     distiller.optimizer = torch.optim.SGD(distiller.model.parameters(), 0.05)  # the fused one knows no such device
-    for owner, names in ((distiller, ("centers", "selected")), (distiller.data.train, vars(distiller.data.train))):
+    for owner, names in ((distiller, ("centers", "selected", "scores")), (distiller.data.train, vars(distiller.data.train))):
         for name in names:
             setattr(owner, name, getattr(owner, name).to("meta"))
     stats = TrainStep(distiller).run(*(tensor.to("meta") for tensor in batch))
