@@ -1,8 +1,8 @@
 """Kill and damage a small run, resume it until it is done, and compare it bit by bit with one left alone.
 
     python tests/faults.py --rounds 30 --seed 0    random faults
-    python tests/faults.py --each                  each kind of fault once, at its worst moment, a line of JSON a kind
-    python tests/faults.py --bits 3000             flip bits of a checkpoint: each flip is refused, or changes no value
+    python tests/faults.py --each                  each kind of fault once, at its worst moment
+    python tests/faults.py --bits 3000             flip bits of a checkpoint: each is refused, or changes no value
 
 A round: the distillation of a resnet8 on synthetic data starts, dies after a random time by SIGKILL, SIGTERM or SIGINT,
 and with even odds a random file of its folder is truncated, altered or deleted; this up to four times, then it runs to
@@ -42,12 +42,12 @@ from engine.meters import Evaluator
 from models import CheckpointError, read_checkpoint
 from utils import run_main
 
-IMAGES, VAL_IMAGES, STEPS = 36, 100, 5  # steps in an epoch
-FLAGS = (
-    f"--dataset synthetic --train-limit {IMAGES} --val-limit {VAL_IMAGES} --epoch 3 --milestones 2 --batch-size 8 "
-    "--gpu-id -1 --precision fp32"
+FLAGS = (  # with this seed the best epoch is the second
+    "--dataset synthetic --train-limit 36 --val-limit 100 --epoch 3 --milestones 2 --batch-size 8 --seed 2 "
+    "--gpu-id -1 --precision fp32 --experiments"
 ).split()
-STUDENT_FLAGS = "--student-arch resnet8 --k 6 --b 4".split()
+STEPS = 5  # in an epoch
+LAST, PREVIOUS = "ckpt/student_last.pth", "ckpt/student_previous.pth"
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 
 
@@ -175,12 +175,12 @@ class Bench:
     """A teacher, and the undisturbed run that every round is compared with, in a folder of their own."""
 
     def __init__(self, folder):
-        torch.set_num_threads(1)  # what a process with several forks may hang
-        dataset.synthetic = functools.cache(dataset.synthetic)  # made here, once, for all the runs
-        dataset.load("synthetic", None, torch.device("cpu"), IMAGES, VAL_IMAGES)
-        self.folder, log = folder, folder / "teacher.log"
-        flags = ["--arch", "resnet8", *FLAGS, "--experiments", str(folder)]
-        assert wait(start(teacher.main, flags, log)) == 0, log.read_text()
+        torch.set_num_threads(1)  # more threads do not survive a fork
+        dataset.synthetic = functools.cache(dataset.synthetic)  # made here, once for all runs
+        dataset.load("synthetic", None, "cpu", 36, 100)
+        self.folder = folder
+        process = start(teacher.main, ["--arch", "resnet8", *FLAGS, str(folder)], folder / "teacher.log")
+        assert wait(process) == 0, (folder / "teacher.log").read_text()
         (self.teacher,) = folder.glob("teacher_*/")
         begin = time.monotonic()
         code, said = self.run("undisturbed")
@@ -188,55 +188,54 @@ class Bench:
         self.seconds = time.monotonic() - begin
         self.expected = outcome(self.run_folder("undisturbed"))
 
-    def log(self, name):
-        return self.folder / f"{name}.log"
-
     def run_folder(self, name):
         (folder,) = (self.folder / name).glob("v0_*")
         return folder
 
     def start(self, name, *before):
-        flags = ["--teacher-path", str(self.teacher), *STUDENT_FLAGS, *FLAGS, "--experiments", str(self.folder / name)]
-        return start(student_v0.main, flags, self.log(name), *before)
+        flags = f"--teacher-path {self.teacher} --student-arch resnet8 --k 6 --b 4".split()
+        experiments = self.folder / name
+        return start(student_v0.main, [*flags, *FLAGS, str(experiments)], experiments.with_suffix(".log"), *before)
 
     def run(self, name, *before):
-        """Run to the end, or to whatever `before` brings about. Returns (exit code, all that the program has said)."""
-        return wait(self.start(name, *before)), self.log(name).read_text()
+        """Run to the end, or to whatever `before` brings about. Returns (exit code, all that was said in the round)."""
+        code = wait(self.start(name, *before))
+        return code, (self.folder / f"{name}.log").read_text()
 
-    def differences(self, name):
-        return differences(self.expected, outcome(self.run_folder(name)))
+    def finish(self, name, words=""):
+        """Resume until the end. Returns what is wrong then, "" for nothing. words: that have to be said."""
+        code, said = self.run(name)
+        names = None if code else differences(self.expected, outcome(self.run_folder(name)))
+        sound = names == [] and words in said and "Traceback" not in said
+        return "" if sound else f"exit code {code}, differences {names}, {words!r} is to be said:\n{said}"
 
     def each(self):
-        """Yields (kind, exit codes of the faulty and the resumed run, what both said, names that differ)."""
+        """Yields (kind of fault, what is wrong)."""
         for i, (kind, fault) in enumerate(FAULTS.items()):
-            name = f"fault{i}"
-            code, _ = self.run(name, fault.before)
+            code, said = self.run(f"fault{i}", fault.before)
             for file in fault.files.split():
-                fault.damage(self.run_folder(name) / file, random.Random(i))
-            resumed, said = self.run(name)
-            yield kind, [code, resumed], said, self.differences(name)
+                fault.damage(self.run_folder(f"fault{i}") / file, random.Random(i))
+            yield kind, f"exit code {code}:\n{said}" if code != fault.code else self.finish(f"fault{i}", fault.words)
 
     def random_round(self, name, rng):
-        """Returns (Counter of kills and damages, names that differ)."""
-        faults = Counter()
+        """Returns ([what befell it], what is wrong)."""
+        faults = []
         for _ in range(rng.randint(1, 4)):
-            process = self.start(name)
+            process, number = self.start(name), rng.choice([KILL, TERM, INT])
             time.sleep(rng.uniform(0, self.seconds / 2))
-            number = rng.choice([KILL, TERM, INT])
             os.kill(process.pid, number)
             code = wait(process)
             if code == 0:  # it was done before
                 continue
-            assert code == 128 + number, f"exit code {code} after {number.name}\n{self.log(name).read_text()}"
-            faults[number.name] += 1
+            faults.append(number.name)
+            if code != 128 + number:
+                return faults, f"exit code {code}:\n{(self.folder / f'{name}.log').read_text()}"
             files = [path for path in (self.folder / name).rglob("*") if path.is_file() and path.name != ".lock"]
             if files and rng.random() < 0.5:
                 damage = rng.choice([truncate, alter, delete])
                 damage(rng.choice(sorted(files)), rng)
-                faults[damage.__name__] += 1
-        code, said = self.run(name)
-        assert code == 0, f"exit code {code} after {faults}\n{said}"
-        return faults, self.differences(name)
+                faults.append(damage.__name__)
+        return faults, self.finish(name)
 
 
 # ------------------------------------------------------------------------------------------------ each kind, once
@@ -309,7 +308,7 @@ class Fault(NamedTuple):
     files: str = ""  # to these
 
 
-IN_STEP, LAST, PREVIOUS = STEPS + 4, "ckpt/student_last.pth", "ckpt/student_previous.pth"
+IN_STEP = STEPS + 4
 FAULTS = {
     "SIGTERM in a step": Fault(at_step(IN_STEP, send(TERM)), 143, "stopped by SIGTERM in epoch 2 after step 4, saved"),
     "SIGINT in a step": Fault(at_step(IN_STEP, send(INT)), 130, "stopped by SIGINT in epoch 2 after step 4, saved"),
@@ -319,11 +318,9 @@ FAULTS = {
     "SIGINT twice": Fault(at_step(IN_STEP, send(INT, INT, pause=1.1)), 130, "once more stops at once"),
     "SIGTERM by two ways": Fault(at_step(IN_STEP, send(TERM, TERM)), 143, "by SIGTERM in epoch 2 after step 4, saved"),
     "SIGKILL in a step": Fault(at_step(2 * STEPS + 4, send(KILL)), 137, "resuming"),
-    **{f"SIGKILL at file {n}": Fault(at_write(n, send(KILL)), 137, "") for n in range(1, 12)},
+    **{f"SIGKILL at file {n}": Fault(at_write(n, send(KILL)), 137, "") for n in range(1, 13)},
     "disk full": Fault(at_step(IN_STEP, fill_disk), 1, ".pth could not be written (File too large); what was saved"),
-    "weights not finite": Fault(
-        at_step(2 * STEPS, ruin_weights), 1, "weights are no longer finite in epoch 2: stopped"
-    ),
+    "weights not finite": Fault(at_step(2 * STEPS, ruin_weights), 1, "weights are no longer finite in epoch 2: stop"),
     "loss not finite": Fault(at_step(IN_STEP, not_a_number), 1, "the loss was not finite in epoch 2, step 4: stopped"),
     "stderr gone": Fault(at_step(IN_STEP, close_stderr), 143, "resuming"),
     "second process": Fault(at_step(IN_STEP, second_process), 0, "is in use by another process (pid "),
@@ -352,21 +349,19 @@ def main():
     args = parser.parse_args()
     rng, folder = random.Random(args.seed), Path(tempfile.mkdtemp(prefix="faults-"))
     bench, total, failed = Bench(folder), Counter(), 0
-    if args.each:
-        for line in bench.each():
-            print(json.dumps(line), flush=True)
-    elif args.bits:
+    if args.bits:
         refused, unseen = flip_bits(bench.run_folder("undisturbed") / LAST, args.bits, rng)
-        failed = len(unseen)
-        print(f"{args.bits} flips, {refused} refused, {failed} unseen {unseen[:10]}")
+        rounds = [(f"{args.bits} flips, {refused} refused", str(unseen or ""))]
+    elif args.each:
+        rounds = bench.each()
     else:
-        for i in range(args.rounds):
-            faults, names = bench.random_round(f"round{i}", rng)
-            total, failed = total + faults, failed + bool(names)
-            print(f"round {i + 1}: {dict(faults)}, differences {names[:5]}", flush=True)
-        print(f"{args.rounds} rounds, {dict(total)}, {failed} rounds that differ")
+        rounds = (bench.random_round(f"round{i}", rng) for i in range(args.rounds))
+    for faults, wrong in rounds:
+        print(f"{faults}: {wrong or 'sound'}", flush=True)
+        total.update([faults] if isinstance(faults, str) else faults)
+        failed += bool(wrong)
     if failed:
-        sys.exit(f"see {folder}")
+        sys.exit(f"{failed} failed, see {folder}")
     shutil.rmtree(folder)
 
 
