@@ -25,7 +25,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -218,7 +217,7 @@ class Bench:
             yield kind, f"exit code {code}:\n{said}" if code != fault.code else self.finish(f"fault{i}", fault.words)
 
     def random_round(self, name, rng):
-        """Returns ([what befell it], what is wrong)."""
+        """Returns (what befell it, what is wrong)."""
         faults = []
         for _ in range(rng.randint(1, 4)):
             process, number = self.start(name), rng.choice([KILL, TERM, INT])
@@ -348,7 +347,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng, folder = random.Random(args.seed), Path(tempfile.mkdtemp(prefix="faults-"))
-    bench, total, failed = Bench(folder), Counter(), 0
+    bench, failed = Bench(folder), 0
     if args.bits:
         refused, unseen = flip_bits(bench.run_folder("undisturbed") / LAST, args.bits, rng)
         rounds = [(f"{args.bits} flips, {refused} refused", str(unseen or ""))]
@@ -356,9 +355,8 @@ def main():
         rounds = bench.each()
     else:
         rounds = (bench.random_round(f"round{i}", rng) for i in range(args.rounds))
-    for faults, wrong in rounds:
-        print(f"{faults}: {wrong or 'sound'}", flush=True)
-        total.update([faults] if isinstance(faults, str) else faults)
+    for what, wrong in rounds:
+        print(f"{what}: {wrong or 'sound'}", flush=True)
         failed += bool(wrong)
     if failed:
         sys.exit(f"{failed} failed, see {folder}")

@@ -13,20 +13,16 @@ import teacher
 
 
 @pytest.fixture(scope="module")
-def rounds():
-    """{kind: (exit codes, what was said, names that differ)}; by a process of its own, for it forks."""
+def said():
+    """What `faults.py --each` says: a line a kind. A process of its own, for it forks."""
     command = [sys.executable, ROOT / "tests" / "faults.py", "--each"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return {kind: rest for kind, *rest in map(json.loads, result.stdout.splitlines())}
+    return result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_fault(rounds, kind):
-    codes, said, differences = rounds[kind]
-    assert codes == [FAULTS[kind].code, 0], said
-    assert FAULTS[kind].words in said and "Traceback" not in said, said
-    assert differences == []
+def test_a_fault(said, kind):
+    assert f"{kind}: sound\n" in said, said[said.find(f"{kind}: ") :]
 
 
 def test_no_flipped_bit_of_a_checkpoint_goes_unseen(trained_teacher, tmp_path):
