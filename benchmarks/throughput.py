@@ -11,6 +11,8 @@ to a process (engine.compile.setup_backend) would speed up the plain loop too. P
 its tensors, on a CPU all of it, without the plain loop's three workers.
 """
 
+import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -122,28 +124,30 @@ class Side:
     """A step, by make(device, *settings), in a process of its own."""
 
     def __init__(self, make, device, *settings):
-        self.device, self.pool = device, ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        self.pool.submit(Side.begin, make, device, *settings).result()
-
-    @staticmethod
-    def begin(make, device, *settings):
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        Side.step = staticmethod(make(device, *settings))
-
-    @staticmethod
-    def run(steps, device):
-        return seconds(Side.step, steps, device)
+        self.step = make, device, *settings
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     def __call__(self, steps):
         """Take so many. Returns seconds a step."""
-        return self.pool.submit(Side.run, steps, self.device).result()
+        return self.pool.submit(take, steps, *self.step).result()
 
     def end(self):
         """Peak memory in bytes."""
         with self.pool:
-            return self.pool.submit(peak_memory, self.device).result()
+            return self.pool.submit(peak_memory, self.step[1]).result()
+
+
+def take(steps, make, device, *settings):
+    """In a Side's process."""
+    return seconds(made(make, device, *settings), steps, device)
+
+
+@functools.cache
+def made(make, device, *settings):
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with contextlib.redirect_stdout(sys.stderr):  # what is compiled is no part of the table
+        return make(device, *settings)
 
 
 def matmul_rate(device, dtype):

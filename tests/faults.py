@@ -46,7 +46,7 @@ FLAGS = (  # with this seed the best epoch is the second
     "--gpu-id -1 --precision fp32 --experiments"
 ).split()
 STEPS = 5  # in an epoch
-LAST, PREVIOUS = "ckpt/student_last.pth", "ckpt/student_previous.pth"
+LAST = "ckpt/student_last.pth"
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 
 
@@ -180,7 +180,7 @@ class Bench:
         self.folder = folder
         process = start(teacher.main, ["--arch", "resnet8", *FLAGS, str(folder)], folder / "teacher.log")
         assert wait(process) == 0, (folder / "teacher.log").read_text()
-        (self.teacher,) = folder.glob("teacher_*/")
+        (self.teacher,) = folder.glob("teacher_*")
         begin = time.monotonic()
         code, said = self.run("undisturbed")
         assert code == 0, said
@@ -329,7 +329,7 @@ FAULTS = {
             (truncate, LAST, "going back to the state before"),
             (alter, LAST, "going back to the state before"),
             (delete, LAST, "resuming"),
-            (truncate, f"{LAST} {PREVIOUS}", "no sound state is left, starting over"),
+            (truncate, f"{LAST} ckpt/student_previous.pth", "no sound state is left, starting over"),
             (alter, "ckpt/student_best.pth", "resuming"),
             (delete, "ckpt/student_best.pth counter.npy metrics.csv", "resuming"),
             (truncate, "counter.npy metrics.csv", "resuming"),
