@@ -102,7 +102,7 @@ def test_teacher_files(trained_teacher):
     events = scalars(trained_teacher)
     cost = {"cost/teacher_queries", "cost/train_macs", "cost/train_macs_usual"}
     assert set(events) == {"train/cls_loss", "train/cls_acc", "val/cls_loss", "val/cls_acc"} | cost
-    macs = forward_macs("resnet8")
+    macs = forward_macs(model_dict["resnet8"]())
     assert (result["teacher_queries"], result["train_macs"]) == (0, 2 * 640 * 2 * macs)
     assert result["train_macs_usual"] == 2 * 640 * 3 * macs and "computation" not in result
     for tag, values in events.items():
@@ -129,7 +129,7 @@ def test_student_files_of_unix(trained_teacher, tmp_path):
     assert all([step for step, _ in events[tag]] == [1, 2] for tag in events if tag != "train/center_dist")
 
     assert result["teacher_queries"] == 2 * (8 * 48 + 16)
-    fs = ft = forward_macs("resnet8")
+    fs = ft = forward_macs(model_dict["resnet8"]())
     for ending, c in (("", 1), ("_usual", 2)):
         spent, kd = 400 * (ft + (1 + c) * fs) + 528 * fs, 528 * (ft + (1 + c) * fs)  # kept, and scored
         assert result[f"train_macs{ending}"] == 2 * spent and result[f"computation{ending}"] == pytest.approx(
