@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 
 from cost import computation, forward_macs
+from run import write_file
+
 from reporting import published
 from reporting.groups import group, kd_of, label, of_kd, sections, shared_words
 from reporting.results import find
-from run import write_file
 from utils import entry
 
 # ---------------------------------------------------------------------------------------------------------- tables

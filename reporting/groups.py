@@ -5,9 +5,10 @@ import shlex
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 
+from run import WITHOUT_EFFECT, own_name, written
+
 from reporting import published
 from reporting.results import RunFolder, is_number
-from run import WITHOUT_EFFECT, own_name, written
 
 LOSSES = ("T", "kd_weight", "ce_weight", "other_distill")
 NOT_NAMED = {

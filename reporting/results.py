@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from reporting import published
 from run import identity
+
+from reporting import published
 
 TASK = ("dataset", "train_limit", "val_limit", "holdout", "epoch", "batch_size")
 """What two runs share whose costs and accuracies may be compared."""

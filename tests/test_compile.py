@@ -9,16 +9,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from faults import differences, flatten, outcome
 from test_programs import KD, distil, distiller_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import engine.compile
 import teacher
-from faults import differences, flatten, outcome
 from benchmarks.plain import PlainDistiller
-from models import load_model, model_dict
 from engine.compile import CUDAGraphed, freeze, resolve_compile
+from models import load_model, model_dict
 from utils import autocast
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(CUDAGraphed, "allowed", True)
+    monkeypatch.setattr(CUDAGraphed, "enabled", True)
     return made
 
 

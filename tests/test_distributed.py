@@ -16,9 +16,9 @@ import torch
 from conftest import QUICK, ROOT
 
 import dataset
-from engine import distributed
 import student_v0
 import teacher
+from engine import distributed
 from engine.meters import Evaluator
 from engine.trainer import TrainStep
 from models import model_dict

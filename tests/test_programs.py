@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from faults import scalars
 from torchvision.datasets import CIFAR100
 
 import dataset
@@ -47,22 +48,6 @@ def read(folder):
     with (folder / "metrics.csv").open() as f:
         metrics = list(csv.DictReader(f))
     return json.loads((folder / "result.json").read_text()), metrics
-
-
-def scalars(folder):
-    """{tag: [(step, value), ...]} of the TensorBoard files, read by their own format: protobuf records."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = {}
-    for path in sorted((folder / "events").iterdir()):
-        content = path.read_bytes()
-        while content:
-            length = int.from_bytes(content[:8], "little")
-            event = Event.FromString(content[12 : 12 + length])
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-            content = content[16 + length :]
-    return found
 
 
 # -------------------------------------------------------------------------------------------------------- learning
@@ -269,7 +254,10 @@ def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     distiller.student = distiller.ddp_student = distiller.model.to("meta")
     distiller.teacher = teacher_model.to("meta")
     distiller.optimizer = torch.optim.SGD(distiller.model.parameters(), 0.05)  # the fused one knows no such device
-    for owner, names in ((distiller, ("centers", "selected", "scores")), (distiller.data.train, vars(distiller.data.train))):
+    for owner, names in (
+        (distiller, ("centers", "selected", "scores")),
+        (distiller.data.train, vars(distiller.data.train)),
+    ):
         for name in names:
             setattr(owner, name, getattr(owner, name).to("meta"))
     stats = TrainStep(distiller).run(*(tensor.to("meta") for tensor in batch))
