@@ -1,4 +1,4 @@
-"""The report's pictures, each as PNG and SVG. Readable without colour: lines differ in style and marker."""
+"""The report's pictures, each as PNG and SVG. Readable without color: lines differ in style and marker."""
 
 import textwrap
 from math import ceil
@@ -9,9 +9,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from reporting.galleries import batch, best_selecting, most_and_least_selected, selected
+from reporting.galleries import best_selecting, method, most_and_least_selected, selected
 
-plt.rcParams |= {
+STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -21,11 +21,10 @@ plt.rcParams |= {
     "legend.frameon": False,
     "svg.hashsalt": "report",  # the same picture is the same file
 }
-
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's
+COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's
 MARKERS = "osD^vP*X<"
-LETTERS = 11.5  # of the figures' font that surely fit an inch
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+LETTERS = 11.5  # of the figures' font that surely fit an inch
 
 
 def draw(sections, groups, out, data_root=None):
@@ -33,119 +32,91 @@ def draw(sections, groups, out, data_root=None):
 
     sections, groups: see groups.py. out: a folder. data_root: where CIFAR-100 lies, None for where each run had it.
     """
-    styles = style_of(sections)
-    shown = [section for section in sections if section.teacher] or sections
-    pictures = [
+    styles = plot_styles(sections)
+    pairs = [section for section in sections if section.teacher] or sections
+    best = best_selecting(groups, data_root)
+    who = f"the student of {best.folder.name}" if best else None
+    pictures = (
+        (
+            "method",
+            lambda: best and method(best, data_root),
+            f"One batch as UNIX sees it, scored by {who}: ranked by uncertainty, the surer images the more mixed with "
+            "a random partner, the surest dropped. Of the best epoch's batches the one whose λ is nearest to 1/2, its "
+            "mean.",
+        ),
         (
             "computation",
-            accuracy_against_computation(shown, styles),
+            lambda: accuracy_against_computation(pairs, styles),
             "Best accuracy against computation, backward counted as one forward. Small marks are runs, large ones "
             "their mean; bars span one standard deviation over the seeds.",
         ),
         (
             "curves",
-            curves(sections, styles),
+            lambda: curves(sections, styles),
             "Accuracy and loss (cross-entropy) on the validation images over the epochs: mean over the seeds; the band "
             "spans one standard deviation.",
         ),
         (
             "uncertainty",
-            uncertainties(shown),
+            lambda: uncertainties(pairs),
             "Entropy of the student's prediction on the raw training images, mean over epoch and seeds: those kept for "
             "the teacher, those dropped, and all.",
         ),
         (
             "selection",
-            selection(shown, data_root),
+            lambda: selection(pairs, data_root),
             "How often each training image was among the b most uncertain of its batch, in percent of the epochs.",
         ),
-    ]
-    best = best_selecting(groups, data_root)
-    if best:
-        who = f"the student of {best.folder.name}"
-        pictures += [
-            (
-                "images",
-                most_and_least_selected(best, data_root),
-                f"Training images selected most and least often by {who}, with their class; of equals the first.",
-            ),
-            (
-                "batch",
-                batch(best, data_root),
-                f"One batch as it goes through the selector, scored by {who}. Top: entropy and the partner's weight by "
-                "rank. Below: raw images by rank, their partners, the partner's weight, and what teacher and student "
-                "see.",
-            ),
-        ]
+        (
+            "images",
+            lambda: best and most_and_least_selected(best, data_root),
+            f"Training images selected most and least often by {who}, with their class; of equals the first.",
+        ),
+    )
     written = []
-    for name, figure, caption in pictures:
-        if figure is not None:
-            for suffix in ("svg", "png"):
-                figure.savefig(out / f"{name}.{suffix}", dpi=130, metadata={"Date": None} if suffix == "svg" else None)
-            plt.close(figure)
-            written.append((out / f"{name}.png", caption))
+    with plt.rc_context(STYLE):
+        for name, plot, caption in pictures:
+            if figure := plot():
+                figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+                figure.savefig(out / f"{name}.png", dpi=130)
+                plt.close(figure)
+                written.append((out / f"{name}.png", caption))
     return written
 
 
 # ----------------------------------------------------------------------------------------------------------- common
 
 
-def style_of(sections):
-    """{label: plot style}, the same in every picture."""
-    labels = dict.fromkeys(name for section in sections for name, _ in section.rows)
-    labels = sorted(labels, key=lambda name: name not in ("teacher", "alone", "KD", "UNIX"))
-    return {
-        name: {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": LINES[i % len(LINES)],
-        }
-        for i, name in enumerate(labels)
-    }
+def plot_styles(sections):
+    """{name: plot style}, the same in every picture."""
+    names = dict.fromkeys(name for section in sections for name, _ in section.named)
+    names = sorted(names, key=lambda name: name not in ("teacher", "alone", "KD", "UNIX"))
+    return {name: style(i) for i, name in enumerate(names)}
 
 
-def panels(titles, columns, width, height):
-    """A figure, and axes in it, one under each title. width, height: of an axes with its labels and title, in inches.
+def style(i):
+    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": LINES[i % len(LINES)]}
 
-    Placed by sums: matplotlib's own layout takes seconds for a dozen axes.
-    """
-    titles = [wrapped(title, int(width * LETTERS)) for title in titles]
+
+def panels(titles, columns, width=3.6, height=2.8):
+    """A figure, and axes in it, one under each title. width, height: of an axes with its labels, in inches."""
     columns = min(columns, len(titles))
-    rows = ceil(len(titles) / columns)
-    left, right, bottom, top = 0.7, 0.15, 0.5, 0.15 + 0.16 * max(title.count("\n") + 1 for title in titles)
-    height += top
-    figure = plt.figure(figsize=(width * columns, height * rows))
-    axes = []
-    for i, title in enumerate(titles):
-        row, column = divmod(i, columns)
-        x, y = column * width + left, (rows - 1 - row) * height + bottom
-        box = (x / (width * columns), y / (height * rows))
-        size = ((width - left - right) / (width * columns), (height - bottom - top) / (height * rows))
-        axes.append(figure.add_axes((*box, *size), title=title))
-    return figure, axes
+    lines = ceil(len(titles) / columns)
+    figure = plt.figure(figsize=(width * columns, height * lines), layout="constrained")
+    titles = [textwrap.fill(title, int(width * LETTERS)) for title in titles]
+    return figure, [figure.add_subplot(lines, columns, i + 1, title=title) for i, title in enumerate(titles)]
 
 
-def wrapped(text, width):
-    return textwrap.fill(text, width, break_long_words=True)
-
-
-def legend_below(figure, axes):
-    """One legend for all axes, under them, each label once; the figure grows by its height."""
+def legend_below(figure):
+    """One legend for all axes, under them, each name once; the figure grows by its height."""
     entries = {}
-    for axis in axes:
-        for handle, name in zip(*axis.get_legend_handles_labels()):
-            entries.setdefault(name, handle)
-    letters = int(figure.get_figwidth() * LETTERS) - 8
-    texts = [wrapped(name, letters) for name in entries]
-    per_line = min(len(texts), max(1, letters // (max(map(len, entries)) + 8)))
-    heights = [text.count("\n") + 1 for text in texts]
-    lines = sum(heights) if per_line == 1 else ceil(len(texts) / per_line)
-    before, room = figure.get_figheight(), 0.19 * lines + 0.15
-    figure.set_figheight(before + room)
-    for axis in axes:
-        x, y, width, height = axis.get_position().bounds
-        axis.set_position((x, (y * before + room) / (before + room), width, height * before / (before + room)))
-    figure.legend(entries.values(), texts, loc="lower center", ncols=per_line, handlelength=4, borderaxespad=0.2)
+    for axis in figure.axes:
+        entries |= {name: handle for handle, name in zip(*axis.get_legend_handles_labels())}
+    letters = int(figure.get_figwidth() * LETTERS) - 8  # without the line drawn before the name
+    names = [textwrap.fill(name, letters) for name in entries]
+    columns = max(1, letters // (max(map(len, names)) + 8))
+    legend = figure.legend(entries.values(), names, loc="outside lower center", ncols=columns, handlelength=4)
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
 
 
 def epochs_axis(axis, epochs):
@@ -163,48 +134,8 @@ def over_seeds(g, column):
     return values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
-# ----------------------------------------------------------------------------------------------- accuracy and curves
-
-
-def accuracy_against_computation(sections, styles):
-    figure, axes = panels([section.title for section in sections], 3, 3.6, 2.6)
-    for axis, section in zip(axes, sections):
-        for name, g in section.rows:
-            if name == "teacher":
-                continue
-            style = {**styles[name], "linestyle": ""}
-            x, y = np.array(g.values("train_macs")) / 1e12, g.values("best_acc")
-            axis.errorbar(x.mean(), np.mean(y), g.spread("best_acc"), capsize=3, markersize=8, label=name, **style)
-            if len(y) > 1:
-                axis.plot(x, y, markersize=3, alpha=0.6, **style)
-        axis.margins(0.15)
-        axis.set(xlabel="computation of the training, TMAC", ylabel="best accuracy, %")
-    legend_below(figure, axes)
-    return figure
-
-
-def curves(sections, styles):
-    drawn = [s for s in sections if any(over_seeds(g, "val/cls_acc") for _, g in s.rows)]
-    if not drawn:
-        return None
-    figure, axes = panels([title for section in drawn for title in (section.title, "")], 2, 5, 2.8)
-    for i, section in enumerate(drawn):
-        for axis, column, text in (
-            (axes[2 * i], "val/cls_acc", "validation accuracy, %"),
-            (axes[2 * i + 1], "val/cls_loss", "validation loss, nats"),
-        ):
-            epochs = 1
-            for name, g in section.rows:
-                line(axis, over_seeds(g, column), name, styles[name])
-                epochs = max(epochs, g.settings["epoch"])
-            epochs_axis(axis, epochs)
-            axis.set_ylabel(text)
-    legend_below(figure, axes)
-    return figure
-
-
 def line(axis, values, name, style):
-    """One mean with its spread over the epochs, a marker every eighth of them."""
+    """One mean with its spread over the epochs, a marker every eighth of them. values: see over_seeds."""
     if values is None:
         return
     mean, spread = values
@@ -214,45 +145,78 @@ def line(axis, values, name, style):
         axis.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def uncertainties(sections):
-    """A panel for each group that scored its images."""
-    of = {"kept": "s_select", "dropped": "s_else", "all": "s_all"}
-    found = [(s, name, g) for s in sections for name, g in s.rows if over_seeds(g, "train/s_else_entropy")]
-    if not found:
-        return None
-    figure, axes = panels([f"{section.title}: {name}" for section, name, _ in found], 3, 3.6, 2.6)
-    for axis, (_, _, g) in zip(axes, found):
-        for i, (part, tag) in enumerate(of.items()):
-            style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[i]}
-            line(axis, over_seeds(g, f"train/{tag}_entropy"), part, style)
-        epochs_axis(axis, g.settings["epoch"])
-        axis.set_ylabel("entropy, nats")
-    legend_below(figure, axes)
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+def accuracy_against_computation(sections, styles):
+    figure, axes = panels([section.title for section in sections], 3)
+    for axis, section in zip(axes, sections):
+        for name, g in section.named:
+            if name == "teacher":
+                continue
+            mark = {**styles[name], "linestyle": ""}
+            x, y = np.array(g.values("train_macs")) / 1e12, g.values("best_acc")
+            axis.errorbar(x.mean(), np.mean(y), g.spread("best_acc"), capsize=3, markersize=8, label=name, **mark)
+            if len(y) > 1:
+                axis.plot(x, y, markersize=3, alpha=0.6, **mark)
+        axis.margins(0.15)
+        axis.set(xlabel="computation of the training, TMAC", ylabel="best accuracy, %")
+    legend_below(figure)
     return figure
 
 
-# -------------------------------------------------------------------------------------------------------- selection
+def curves(sections, styles):
+    sections = [s for s in sections if any(over_seeds(g, "val/cls_acc") for _, g in s.named)]
+    if not sections:
+        return None
+    figure, axes = panels([title for section in sections for title in (section.title, "")], 2, width=5)
+    columns = {"val/cls_acc": "validation accuracy, %", "val/cls_loss": "validation loss, nats"}
+    panel = iter(axes)
+    for section in sections:
+        for column, text in columns.items():
+            axis = next(panel)
+            for name, g in section.named:
+                line(axis, over_seeds(g, column), name, styles[name])
+            epochs_axis(axis, max(g.first.settings["epoch"] for _, g in section.named))
+            axis.set_ylabel(text)
+    legend_below(figure)
+    return figure
+
+
+def uncertainties(sections):
+    """A panel for each group that scored its images."""
+    parts = {"kept": "select", "dropped": "else", "all": "all"}
+    found = [(s, name, g) for s in sections for name, g in s.named if over_seeds(g, "train/s_else_entropy")]
+    if not found:
+        return None
+    figure, axes = panels([f"{section.title}: {name}" for section, name, _ in found], 3)
+    for axis, (_, _, g) in zip(axes, found):
+        for i, (part, tag) in enumerate(parts.items()):
+            line(axis, over_seeds(g, f"train/s_{tag}_entropy"), part, style(i))
+        epochs_axis(axis, g.first.settings["epoch"])
+        axis.set_ylabel("entropy, nats")
+    legend_below(figure)
+    return figure
 
 
 def selection(sections, data_root):
     """A histogram for each group that counted."""
     found = []
     for section in sections:
-        for name, g in section.rows:
-            shares = [
-                100 * counted[0] / run.result["epochs"] for run in g.runs if (counted := selected(run, data_root))
-            ]
+        for name, g in section.named:
+            counted = [(run, selected(run, data_root)) for run in g.runs]
+            shares = [100 * counts[0] / run.result["epochs"] for run, counts in counted if counts]
             if shares:
-                found.append((f"{section.title}: {name}", np.concatenate(shares), g.settings["epoch"], len(shares)))
+                found.append((f"{section.title}: {name}", np.concatenate(shares), len(shares), g.first.settings["epoch"]))
     if not found:
         return None
-    figure, axes = panels([title for title, *_ in found], 3, 3.6, 2.6)
-    for axis, (_, shares, epochs, runs) in zip(axes, found):
+    figure, axes = panels([title for title, *_ in found], 3)
+    for axis, (_, shares, runs, epochs) in zip(axes, found):
         each = (np.arange(epochs + 2) - 0.5) * 100 / epochs  # a bar for each count there can be
         edges = each if epochs < 40 else np.linspace(0, 100, 41)
         heights, _ = np.histogram(shares, edges)
         axis.stairs(heights / runs, edges, fill=True, facecolor="0.8", edgecolor="0.3")
         axis.axvline(shares.mean(), color="black", linestyle="--", linewidth=1, label="mean")
         axis.set(xlabel="selected, % of the epochs", ylabel="training images")
-    legend_below(figure, axes)
+    legend_below(figure)
     return figure

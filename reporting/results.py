@@ -2,19 +2,17 @@
 
 import csv
 import json
-import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from reporting import published
-from run import identity
+from engine.run import RESULT_KEYS, read_json
 
+CONFIG_KEYS = {"kind", "arch", "settings", "defaults", "effective_settings", "precision"}
 TASK = ("dataset", "train_limit", "val_limit", "holdout", "epoch", "batch_size")
-"""What two runs share whose costs and accuracies may be compared."""
+"""The settings that runs share whose costs and accuracies may be compared."""
 
-RESULT = {"best_acc", "best_epoch", "last_acc", "teacher_queries", "train_macs", "train_seconds"}
 UNMIXED = 1000  # from this steepness on, and with b the whole batch, no image is mixed to speak of
 
 
@@ -33,47 +31,31 @@ class RunFolder:
     @classmethod
     def read(cls, folder):
         """Raises NotARun where config.json or result.json is damaged or not of these programs."""
-        config = read_object(folder / "config.json")
-        settings = config.get("settings")
-        if not isinstance(settings, dict):
-            raise NotARun("config.json is not of these programs")
-        numbers, names = ["epoch", "batch_size", "seed"], [settings.get("arch")]
-        if "student_arch" in settings:
-            numbers += ["strategy", "k", "b", "w"]
-            names = [settings["student_arch"], config.get("teacher_arch"), settings.get("teacher_path")]
-        if not all(is_number(settings.get(flag)) for flag in numbers) or not all(isinstance(n, str) for n in names):
-            raise NotARun("config.json is not of these programs")
-        if not (folder / "result.json").exists():
-            return cls(folder, config, None)
-        result = read_object(folder / "result.json")
-        if "arch" in settings:
-            result = {"teacher_queries": 0, **result}
-        missing = sorted(name for name in RESULT if not is_number(result.get(name)))
-        if missing:
-            raise NotARun(f"result.json has no {', '.join(missing)}")
-        return cls(folder, config, result)
+        config = read_dict(folder / "config.json", CONFIG_KEYS)
+        finished = (folder / "result.json").exists()
+        return cls(folder, config, read_dict(folder / "result.json", RESULT_KEYS) if finished else None)
 
     @property
-    def program(self):
-        return "student_v0.py" if "student_arch" in self.config["settings"] else "teacher.py"
-
-    @cached_property
     def settings(self):
-        """Every flag's value; what the run's code did not know yet is the default."""
-        return {**published.DEFAULTS[self.program], **self.config["settings"]}
+        return self.config["settings"]
+
+    @property
+    def defaults(self):
+        return self.config["defaults"]
 
     @property
     def network(self):
-        return self.settings.get("student_arch") or self.settings["arch"]
+        return self.config["arch"]
 
     @property
     def teacher(self):
+        """The teacher's architecture, None for a network alone."""
         return self.config.get("teacher_arch")
 
     @property
     def method(self):
         """ "alone", "KD" (all kept and in effect unmixed), "UNIX" or "random" (reduced, but not by uncertainty)."""
-        if self.program == "teacher.py":
+        if self.config["kind"] == "teacher":
             return "alone"
         s = self.settings
         if (s["strategy"], s["k"], s["b"]) == (0, s["batch_size"], s["batch_size"]) and s["w"] >= UNMIXED:
@@ -83,8 +65,8 @@ class RunFolder:
     @property
     def key(self):
         """What decides the result, the seed apart: runs that share it are repetitions of each other."""
-        decisive = {**identity({**self.config, "settings": self.settings}), "teacher": self.teacher, "seed": None}
-        return json.dumps([self.program, decisive], sort_keys=True)
+        decisive = {**self.config["effective_settings"], "precision": self.config["precision"], "seed": None}
+        return json.dumps(decisive, sort_keys=True)
 
     @property
     def task(self):
@@ -102,19 +84,12 @@ class RunFolder:
             return {}
 
 
-def is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_object(path):
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise NotARun(f"no {path.name}") from None
-    except (OSError, ValueError):
-        raise NotARun(f"{path.name} is damaged") from None
+def read_dict(path, keys):
+    content = read_json(path)
     if not isinstance(content, dict):
-        raise NotARun(f"{path.name} is not of these programs")
+        raise NotARun(f"{path.name} is missing or damaged")
+    if missing := sorted(set(keys) - set(content)):
+        raise NotARun(f"{path.name} has no {', '.join(missing)}")
     return content
 
 
@@ -123,7 +98,7 @@ def find(folders):
 
     A run found twice counts once, and of runs of the same settings and seed the first by name.
     """
-    runs, passed_over, seen, held = [], [], set(), {}
+    runs, passed_over, seen, first = [], [], set(), {}
     for given in folders:
         found = list(candidates(given))
         if not found:
@@ -137,7 +112,7 @@ def find(folders):
             except NotARun as e:
                 passed_over.append(f"{folder}: {e}, passed over")
                 continue
-            same = held.setdefault((run.key, run.settings["seed"], run.result is None), folder)
+            same = first.setdefault((run.key, run.settings["seed"], run.result is None), folder)
             if same is folder:
                 runs.append(run)
             else:
