@@ -1,7 +1,7 @@
 """CIFAR-100 and a generated stand-in, held on the device as uint8; augmentation and batches are tensor work there.
 
-What is random in a batch follows from (seed, epoch, step) alone, so a run can be repeated, resumed or shared between
-processes without keeping any generator's state.
+What is random follows from (seed, epoch) alone, so a run can be repeated, resumed or shared between processes without
+keeping any generator's state.
 """
 
 import fcntl
@@ -31,6 +31,14 @@ CLASSES = (  # CIFAR-100's fine labels, in order
 ).split()
 
 
+BATCHES, MIXING, HOLDOUT = range(3)  # independent streams of random numbers
+
+
+def generator(seed, epoch, stream):
+    """The numpy Generator of one stream in one epoch (0 for what is drawn once a run)."""
+    return np.random.default_rng((seed, epoch, stream))
+
+
 class DataError(OSError):
     """The data cannot be had. The message is one line and says what to do."""
 
@@ -58,7 +66,7 @@ def normalize(images, mean, std):
 
 
 def from_picture(picture):
-    """A PIL image of any size as a network's input: (1, 3, 32, 32) float32, scaled and normalised."""
+    """A PIL image of any size as a network's input: (1, 3, 32, 32) float32, scaled and normalized."""
     pixels = torch.from_numpy(np.array(picture.convert("RGB").resize((SIZE, SIZE))))
     return normalize(pixels[None], torch.tensor(MEAN), torch.tensor(STD))
 
@@ -81,12 +89,12 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
-    def draw(self, batch_size, seed, epoch):
-        """An epoch's randomness, which follows from (seed, epoch): for each step the tensors that batch() takes.
+    def batches(self, batch_size, seed, epoch):
+        """An epoch's order, crops and flips: a list of what batch() takes, (chosen, offsets, flips), for each step.
 
-        Returns a list of (chosen, offsets, flips). Each image comes once; the last step has what is left.
+        Each image comes once; the last step has what is left.
         """
-        rng = np.random.default_rng((seed, epoch, 0))
+        rng = generator(seed, epoch, BATCHES)
         n, device = len(self), self.images.device
         order = torch.from_numpy(rng.permutation(n)).to(device)
         offsets = torch.from_numpy(rng.integers(0, 2 * PADDING + 1, (n, 2))).to(device)
@@ -94,7 +102,7 @@ class Split:
         return list(zip(*(each.split(batch_size) for each in (order, offsets, flips))))
 
     def batch(self, chosen, offsets, flips):
-        """(images, labels, indices) of the (m,) int64 positions `chosen`, augmented and normalised.
+        """(images, labels, indices) of the (m,) int64 positions `chosen`, augmented and normalized.
 
         offsets, flips: see augment. Images (m, 3, 32, 32) float32.
         """
@@ -110,35 +118,41 @@ class Split:
         return Split(self.images[chosen], self.labels[chosen], self.indices[chosen])
 
 
-def holdout_positions(labels, n, seed):
-    """n of the images, each class in its share, fixed by the seed. labels: (N,) numpy ints. Returns a (N,) bool mask.
+def held_out_mask(labels, n, seed):
+    """Which n images to hold out, each class in its share: a (N,) bool array. labels: (N,) numpy ints.
 
     Every image gets its place within its class, in random order, as a fraction of the class; the n smallest go.
     """
-    rng = np.random.default_rng((seed, 0, 2))
+    rng = generator(seed, 0, HOLDOUT)
     fraction = np.empty(len(labels))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         fraction[rng.permutation(members)] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
-    chosen = np.zeros(len(labels), dtype=bool)
-    chosen[np.argsort(fraction)[:n]] = True
-    return chosen
+    mask = np.zeros(len(labels), dtype=bool)
+    mask[np.argsort(fraction)[:n]] = True
+    return mask
 
 
 @dataclass
 class Data:
     train: Split
-    val: Split  # what the best epoch is chosen on: the test images, or with a holdout the images kept apart
+    val: Split  # what the best epoch is chosen on: the test images, or with a holdout the images held out
     test: Split | None  # the test images where there is a holdout, else None
-    train_size: int  # images the training set had before any were held out: the range of `train.indices`
+    train_size: int  # images of the training set before any were held out: the range of `train.indices`
+
+    def hold_out(self, n, seed):
+        """The Data with n training images, stratified, kept apart as `val`; as it is for n = 0."""
+        if not n:
+            return self
+        mask = torch.from_numpy(held_out_mask(self.train.labels.cpu().numpy(), n, seed)).to(self.train.labels.device)
+        return Data(self.train[~mask], self.train[mask], self.val, self.train_size)
 
 
-def load(dataset, root, device, train_limit=None, val_limit=None, holdout=0, seed=0):
-    """The data of a run, on `device`.
+def load(dataset, root, device, train_limit=None, val_limit=None):
+    """The Data of a run, on `device`.
 
     dataset: "cifar100" (from `root`, downloaded there if need be) or "synthetic". train_limit, val_limit: only the
-    first so many training and test images. holdout: so many training images, stratified, are kept apart as `val`.
-    Raises DataError where CIFAR-100 is neither in `root` nor to be downloaded.
+    first so many training and test images. Raises DataError where CIFAR-100 is neither in `root` nor to be downloaded.
     """
     if dataset == "synthetic":
         train, test = synthetic(train_limit or 50_000, "train"), synthetic(val_limit or 10_000, "test")
@@ -152,10 +166,7 @@ def load(dataset, root, device, train_limit=None, val_limit=None, holdout=0, see
         )
         for (images, labels), limit in ((train, train_limit), (test, val_limit))
     )
-    if not holdout:
-        return Data(train, test, None, len(train))
-    apart = torch.from_numpy(holdout_positions(train.labels.cpu().numpy(), holdout, seed)).to(device)
-    return Data(train[~apart], train[apart], test, len(train))
+    return Data(train, test, None, len(train))
 
 
 # -------------------------------------------------------------------------------------------------------- CIFAR-100
@@ -168,17 +179,17 @@ def cifar100(root):
     """
     root = Path(root)
     folder = root / CIFAR100.base_folder
-    not_there = [path for path in (root, *root.parents) if not path.exists()]
+    missing = [path for path in (root, *root.parents) if not path.exists()]
     try:
-        with turns(root):
+        with one_at_a_time(root):
             train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))
     except Exception as e:  # torchvision lets URLError, HTTPError, RuntimeError, PermissionError, ... through
-        found = "incomplete, altered or unreadable" if folder.exists() else "missing"
-        for made in not_there:  # by torchvision, for the download
+        state = "incomplete, altered or unreadable" if folder.exists() else "missing"
+        for path in missing:  # made by torchvision for the download
             with suppress(OSError):
-                made.rmdir()
+                path.rmdir()
         raise DataError(
-            f"CIFAR-100 in {folder} is {found}, and downloading it failed "
+            f"CIFAR-100 in {folder} is {state}, and downloading it failed "
             f"({str(e).splitlines()[0] if str(e) else type(e).__name__}). "
             f"Get {CIFAR100.url} by hand and unpack it in {root}, or name another folder with --data-root, "
             f"or try --dataset synthetic, which needs nothing."
@@ -187,9 +198,11 @@ def cifar100(root):
 
 
 @contextmanager
-def turns(folder):
-    """Make `folder`; within, one process at a time, where the file system knows locks: the first of many runs started
-    together downloads, the others find what it got."""
+def one_at_a_time(folder):
+    """Make `folder`; within the context is one process, where the file system knows locks.
+
+    So the first of many runs that start together downloads, and the others find what it got.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -220,8 +233,8 @@ def synthetic_chunk(patterns, n, *seed):
     """n images (a multiple of 100) and their labels; every hundred holds each class once."""
     rng = np.random.default_rng(seed)
     labels = rng.permuted(np.tile(np.arange(NUM_CLASSES), (n // NUM_CLASSES, 1)), axis=1).ravel()
-    own = place(patterns[labels], rng)
-    other = place(patterns[rng.integers(0, NUM_CLASSES, n)], rng)
+    own = random_affine(patterns[labels], rng)
+    other = random_affine(patterns[rng.integers(0, NUM_CLASSES, n)], rng)
     share = torch.from_numpy(rng.uniform(0, 0.35, (n, 1, 1, 1)).astype(np.float32))
     contrast = torch.from_numpy(rng.uniform(0.5, 1.2, (n, 1, 1, 1)).astype(np.float32))
     noise = torch.from_numpy(rng.standard_normal((n, 3, SIZE, SIZE), dtype=np.float32))
@@ -242,7 +255,7 @@ def synthetic_patterns():
     return patterns / patterns.std()
 
 
-def place(patterns, rng):
+def random_affine(patterns, rng):
     """Each (3, 48, 48) pattern seen through its own 32x32 window: turned, scaled and shifted at random."""
     n = len(patterns)
     angle, scale = rng.uniform(-0.5, 0.5, n), rng.uniform(0.5, 0.8, n)

@@ -2,8 +2,6 @@
 
 import torch.nn.functional as F
 
-OTHER_WEIGHT = {"AT": 1000, "SP": 3000}  # published weights of the feature losses beside KD
-
 
 def kd_loss(student_logits, teacher_logits, temperature):
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)), batch mean (Hinton et al., arXiv 1503.02531).
@@ -30,10 +28,14 @@ def attention_transfer(student_features, teacher_features):
     """AT (Zagoruyko and Komodakis, ICLR 2017): mean squared difference of attention maps, summed over the stages.
 
     Takes the features between the stem's output and the pooled vector, each (N, C, H, W), as `model(x, is_feat=True)`
-    gives them. A map is the mean over channels of the squared activations, flattened and L2-normalised. Where the two
+    gives them. A map is the mean over channels of the squared activations, flattened and L2-normalized. Where the two
     sizes differ, the larger is average-pooled to the smaller. Raises ValueError where the stages cannot be paired.
     """
-    check_features("AT", student_features, teacher_features)
+    if len(student_features) != len(teacher_features):
+        raise ValueError(
+            f"AT pairs features stage by stage, but the student has {len(student_features) - 2} stages and the teacher "
+            f"{len(teacher_features) - 2}; SP fits any two networks"
+        )
     return sum(
         (attention_map(s, t.shape[-2:]) - attention_map(t, s.shape[-2:])).square().mean()
         for s, t in zip(student_features[1:-1], teacher_features[1:-1])
@@ -51,29 +53,17 @@ def similarity_preserving(student_features, teacher_features):
     """SP (Tung and Mori, ICCV 2019): squared difference of the batch's similarity matrices, divided by N^2.
 
     Takes the last spatial feature of each, (N, C, H, W), which may differ in C, H and W; the matrix is (N, N), the
-    inner products of the flattened samples, each row L2-normalised.
+    inner products of the flattened samples, each row L2-normalized.
     """
     student, teacher = similarity(student_features[-2]), similarity(teacher_features[-2])
     return (student - teacher).square().sum() / len(student) ** 2
 
 
 def similarity(feature):
-    """(N, ...) -> (N, N) inner products, rows L2-normalised."""
+    """(N, ...) -> (N, N) inner products, rows L2-normalized."""
     flat = feature.float().flatten(1)
     return F.normalize(flat @ flat.T)
 
 
-def check_features(name, student_features, teacher_features):
-    """Raises ValueError, in one line, where feature loss `name` cannot pair the two networks' features.
-
-    Only shapes are read. AT pairs stage by stage and so needs as many stages in both; SP fits any two networks.
-    """
-    student_stages, teacher_stages = len(student_features) - 2, len(teacher_features) - 2
-    if name == "AT" and student_stages != teacher_stages:
-        raise ValueError(
-            f"AT pairs features stage by stage, but the student has {student_stages} stages and the teacher "
-            f"{teacher_stages}; SP fits any two networks"
-        )
-
-
-FEATURE_LOSSES = {"AT": attention_transfer, "SP": similarity_preserving}
+# --other-distill: the published weight beside KD, and the loss of (student features, teacher features).
+FEATURE_LOSSES = {"AT": (1000, attention_transfer), "SP": (3000, similarity_preserving)}

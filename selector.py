@@ -3,7 +3,7 @@
 The student scores a batch; the selector ranks it, most uncertain first, mixes each image with a random partner, the
 more the more certain the student is of it, and keeps the first k. Teacher and student then see only those.
 
-No function here draws from global state or synchronises with the host: what is random comes in as an argument.
+No function here draws from global state or synchronizes with the host: what is random comes in as an argument.
 """
 
 from typing import NamedTuple
@@ -11,28 +11,50 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-RANDOM, LEAST_CONFIDENCE, MARGIN, ENTROPY = range(4)
+RANDOM, LEAST_CONFIDENCE, MARGIN, ENTROPY = range(4)  # the values of --strategy
+
+
+def least_confidence(log_p):
+    """1 - max p."""
+    return 1 - log_p.amax(-1).exp()
+
+
+def margin(log_p):
+    """-(p_1 - p_2), of the two largest."""
+    largest = log_p.topk(2, dim=-1).values.exp()
+    return largest[:, 1] - largest[:, 0]
+
+
+def entropy(log_p):
+    """-sum p log p, in nats."""
+    # p log p tends to 0 with p; the clamp keeps log p finite, so that 0 * log 0 is 0 and not NaN
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+
+
+# The (N,) uncertainty of (N, C) log-probabilities, by --strategy; higher is more uncertain. Strategy 0 has none.
+UNCERTAINTIES = {LEAST_CONFIDENCE: least_confidence, MARGIN: margin, ENTROPY: entropy}
+
+
+def log_softmax(logits):
+    """(N, C) log-probabilities at temperature 1, in float32 at least. logits: (N, C), any floating dtype."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def uncertainty(logits, strategy):
-    """How unsure softmax(logits) is of each sample; higher is more uncertain.
+    """How unsure softmax(logits) is of each sample, by a strategy of UNCERTAINTIES; higher is more uncertain.
 
-    logits: (N, C), any floating dtype. strategy: 1 least confidence, 1 - max p; 2 margin, -(p_1 - p_2) of the two
-    largest; 3 entropy in nats, -sum p log p. Returns (N,) float32, finite for any finite logits.
-    Raises ValueError for another strategy (0 ranks at random and has no scores).
+    logits: (N, C), any floating dtype. Returns (N,) float32, finite for any finite logits. Raises ValueError for a
+    strategy without scores.
     """
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    if strategy == LEAST_CONFIDENCE:
-        score = 1 - log_p.amax(-1).exp()
-    elif strategy == MARGIN:
-        largest = log_p.topk(2, dim=-1).values.exp()
-        score = largest[:, 1] - largest[:, 0]
-    elif strategy == ENTROPY:
-        # p log p tends to 0 with p; the clamp keeps log p finite, so that 0 * log 0 is 0 and not NaN
-        score = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
-    else:
-        raise ValueError(f"strategy {strategy} has no scores; 1, 2 and 3 have")
-    return score.float()
+    if strategy not in UNCERTAINTIES:
+        raise ValueError(f"strategy {strategy} has no scores; {', '.join(map(str, UNCERTAINTIES))} have")
+    return UNCERTAINTIES[strategy](log_softmax(logits)).float()
+
+
+def confidences(log_p):
+    """{"confidence": max p, "margin": p_1 - p_2, "entropy": in nats}, each (n,). log_p: (n, C)."""
+    log_p = log_p.detach()
+    return {"confidence": 1 - least_confidence(log_p), "margin": -margin(log_p), "entropy": entropy(log_p)}
 
 
 def mixup_mask(n, batch_size, b, w, device=None):
@@ -68,7 +90,7 @@ def draw_mixing(n, batch_size, rng):
 
 
 class Selection(NamedTuple):
-    """One batch after the selector: n images came in, these of the k kept ones are this process's share."""
+    """One batch after the selector: of n images k were kept."""
 
     images: torch.Tensor  # (k, ...) mixed
     kept: torch.Tensor  # (k,) int64: the place in the batch of each
@@ -88,22 +110,21 @@ class Selector(NamedTuple):
 
     @property
     def needs_scores(self):
-        """Whether the student must score the batch first. A random ranking needs nothing of it."""
+        """Whether the student must score the batch first."""
         return self.strategy != RANDOM
 
-    def __call__(self, images, scores, lam, partner, share=slice(None)):
+    def __call__(self, images, scores, lam, partner):
         """Rank, mix and keep.
 
         images: (n, ...) floating, n <= batch_size, in random order. scores: (n,) the student's uncertainty of each,
-        unused (None) where nothing needs scores. lam: () the batch's lambda. partner: (n,) int64, a random permutation
-        of the batch. share: which of the min(k, n) kept ranks to mix, all by default; the ranking is the same for any.
-        Returns a Selection. Strategy 0 takes the batch's own order, random already, as its ranking.
+        None where none is needed. lam: () the batch's lambda. partner: (n,) int64, a random permutation of the batch.
+        Returns a Selection of min(k, n) images.
         """
-        n, k = len(images), min(self.k, len(images))
+        n = len(images)
         if self.needs_scores:
             rank = scores.argsort(descending=True, stable=True)
         else:
-            rank = torch.arange(n, device=images.device)
+            rank = torch.arange(n, device=images.device)  # the batch's own order, which is random already
         mask = lam * mixup_mask(n, self.batch_size, self.b, self.w, images.device)
-        kept, partner, mask = (each[:k][share] for each in (rank, partner, mask))
+        kept, partner, mask = rank[: self.k], partner[: self.k], mask[: self.k]
         return Selection(mix(images, kept, partner, mask), kept, partner, mask, rank)

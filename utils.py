@@ -1,4 +1,4 @@
-"""What both programs share: flags, device and precision, the schedule, progress."""
+"""What both programs share: flags, device and precision, the schedule, errors in one line."""
 
 import argparse
 import math
@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-import processes
-from speed import prepare
+from engine import distributed
+from engine.compile import setup_backend
 
 # ----------------------------------------------------------------------------------------------------------- flags
 
@@ -32,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
-        processes.let_first_speak()
+        distributed.wait_for_rank0_error()
         self.exit(2, f"{self.prog}: error: {message} (--help explains every flag)\n")
 
 
@@ -102,7 +101,7 @@ def add_shared_flags(parser):
         help="compile the frozen teacher and, on a GPU, the trained network (auto: in runs long enough for it to pay); "
         "off: use no CUDA graphs either")
     add("--sync-bn", action="store_true",
-        help="over several GPUs, batch norm over the whole batch (off: each process normalises its share)")
+        help="over several GPUs, batch norm over the whole batch (off: each process normalizes its part)")
     add("--experiments", type=Path, default=Path("experiments"), metavar="DIR",
         help="holds a folder a run (./experiments)")
     add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",
@@ -123,42 +122,40 @@ def check_shared_flags(parser, args):
     train_size = args.train_limit or TRAIN_SIZE
     if args.holdout > train_size - 2:
         parser.error(f"argument --holdout: {args.holdout} of {train_size} training images leaves too few to train on")
-    several = processes.count()
-    if args.batch_size % several:
-        parser.error(f"argument --batch-size: {args.batch_size} cannot be shared by {several} processes")
-    if 0 < (train_size - args.holdout) % args.batch_size < several:
-        parser.error(f"argument --batch-size: the last batch is too small for {several} processes")
-    if args.sync_bn and several == 1:
+    world_size, last_batch = distributed.world_size(), (train_size - args.holdout) % args.batch_size
+    for size, what in ((args.batch_size, "it"), (last_batch, f"the last batch, of {last_batch},")):
+        if size % world_size:
+            parser.error(f"argument --batch-size: {what} does not divide by {world_size} processes")
+    if args.sync_bn and world_size == 1:
         parser.error("argument --sync-bn: there is one process; torchrun starts several")
 
 
-def say(line):
-    """A line of the first process on stderr, if anybody is there to read it: a closed pipe is no reason to fail."""
-    if processes.rank() > 0:
-        return
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+def print0(line):
+    """A line of rank 0 on stderr. A reader that is gone is no reason to fail."""
+    if distributed.rank() == 0:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
-def entry(main):
+def run_main(main):
     """Run a program's main(); an error of the world (files, data, weights) is one line on stderr and exit code 1.
 
-    SIGTERM and SIGINT end it with one line and 128 + signal, what was saved stays; see loop.StopRequest for training.
+    SIGTERM and SIGINT end it with one line and 128 + signal; during training see engine.trainer.StopRequest.
     """
 
     def stop(number, _):
-        say("stopped; the same command goes on from what is saved")
+        print0("stopped; the same command goes on from what is saved")
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
         main()
-        processes.part()
+        distributed.shutdown()
     except (OSError, torch.OutOfMemoryError) as e:
         if "--debug" in sys.argv:
             raise
-        processes.let_first_speak()
+        distributed.wait_for_rank0_error()
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(e).split())}")
 
 
@@ -166,18 +163,18 @@ def entry(main):
 
 
 def set_up(parser, args):
-    """What a program runs on: (device, precision, cast), the process prepared for it; of several, each joins here.
+    """Prepare this process for the device that it runs on, and connect it to the others. Returns (device, precision).
 
-    cast: see autocast. Exits with code 2 for flags that do not fit the machine.
+    Exits with code 2 for flags that do not fit the machine.
     """
-    processes.be_quiet()
+    distributed.silence_other_ranks()
     device = choose_device(parser, args.gpu_id)
     if args.sync_bn and device.type != "cuda":
         parser.error("argument --sync-bn: torch has it on GPUs only")
     precision = choose_precision(parser, args, device)
-    prepare(device, args.tf32, args.compile != "off")
-    processes.join(device)
-    return device, precision, autocast(device, precision)
+    setup_backend(device, args.tf32, graphs=args.compile != "off")
+    distributed.init(device)
+    return device, precision
 
 
 def choose_device(parser, gpu_id):
@@ -186,7 +183,7 @@ def choose_device(parser, gpu_id):
     Exits with code 2 for a missing GPU.
     """
     visible = torch.cuda.device_count()
-    if processes.count() > 1 and visible:
+    if distributed.world_size() > 1 and visible:
         if gpu_id not in (None, -1):
             parser.error("argument --gpu-id: the processes of torchrun take a GPU each; CUDA_VISIBLE_DEVICES chooses")
         gpu_id = int(os.environ["LOCAL_RANK"]) if gpu_id is None else gpu_id
@@ -229,66 +226,12 @@ def autocast(device, precision):
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
-def planned_steps(args):
-    """Training steps of the whole run."""
-    return args.epoch * -(-((args.train_limit or TRAIN_SIZE) - args.holdout) // args.batch_size)
-
-
 def learning_rate(args, epoch):
     """The rate in 1-based `epoch`: lr times gamma for every milestone that has passed."""
     return args.lr * args.gamma ** sum(epoch > m for m in args.milestones)
 
 
-# -------------------------------------------------------------------------------------------------------- progress
-
-
-class Progress:
-    """A bar with rate, remaining time and current accuracy on a terminal; elsewhere a line an epoch.
-
-    tag: what comes before `loss` and `acc` in the names of the training meters. done: epochs done before, and
-    done_steps: steps of the next one.
-    """
-
-    REFRESH = 0.5  # seconds between two looks at the running accuracy, each a synchronisation
-
-    def __init__(self, tag, args, images_per_epoch, done, done_steps):
-        self.tag, self.epochs, self.images_per_epoch = tag, args.epoch, images_per_epoch
-        self.done = self.done_before = done
-        self.start = self.looked = time.monotonic()
-        self.bar = tqdm(
-            total=args.epoch * images_per_epoch,
-            initial=done * images_per_epoch + min(done_steps * args.batch_size, images_per_epoch),
-            unit="img",
-            unit_scale=True,
-            disable=processes.rank() > 0 or not sys.stderr.isatty(),
-            leave=False,
-            dynamic_ncols=True,
-            smoothing=0.02,
-        )
-
-    def step(self, n, meters):
-        """n more images are trained on."""
-        self.bar.update(n)
-        if not self.bar.disable and time.monotonic() - self.looked > self.REFRESH:
-            accuracy = meters.means()[f"{self.tag}acc"]
-            self.bar.set_postfix_str(f"epoch {self.done + 1}/{self.epochs}, train acc {accuracy:.1f} %")
-            self.looked = time.monotonic()
-
-    def epoch(self, row, best_acc):
-        """An epoch is over. row: its scalars, as Run.end_epoch takes them."""
-        self.done += 1
-        left = (time.monotonic() - self.start) / (self.done - self.done_before) * (self.epochs - self.done)
-        self.bar.write(
-            f"epoch {self.done:3d}/{self.epochs}  "
-            f"train loss {row[f'{self.tag}loss']:.3f} acc {row[f'{self.tag}acc']:5.2f} %  "
-            f"val loss {row['val/cls_loss']:.3f} acc {row['val/cls_acc']:5.2f} % (best {best_acc:.2f})  "
-            f"{self.images_per_epoch / row['train_seconds']:.0f} img/s  eta {hours(left)}",
-            file=sys.stdout,
-        )
-        sys.stdout.flush()
-
-    def close(self):
-        self.bar.close()
+# ----------------------------------------------------------------------------------------------- seconds and bytes
 
 
 def process_seconds():

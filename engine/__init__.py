@@ -1,0 +1,1 @@
+"""The machinery behind both programs. Nothing in here knows them, or the method."""

@@ -1,0 +1,138 @@
+"""What makes a step fast beside its arithmetic: CUDA graphs, a frozen teacher, compilation, memory that is kept.
+
+All of it is torch's own work (torch.cuda.CUDAGraph, inductor) and changes results by rounding alone.
+
+The in-place contract. A CUDA graph records kernels with the addresses of their tensors and the values of their Python
+numbers. A function that is replayed therefore asks the device for no value, keeps what lives from step to step at its
+address (change it in place), and is recorded again (CUDAGraphed.reset) after a number that it reads has changed.
+"""
+
+import ctypes
+import gc
+from contextlib import suppress
+
+import torch
+
+from engine import distributed
+
+COMPILING_PAYS = 10_000  # steps; in shorter runs compiling costs more seconds than it saves
+ROUNDING = 0.05  # of logits in bf16 through fifty layers; relative, by norm
+
+
+class CUDAGraphed:
+    """A function of tensors under the in-place contract; on CUDA it is recorded as a graph and replayed.
+
+    Launching a step's kernels takes the host longer than the GPU needs to run them; a graph is one launch. function:
+    takes and returns tensors, in any structure. Calls whose first argument has not batch_size rows run it as it is,
+    as all do unless setup_backend() has enabled graphs. The next call overwrites what it returns.
+    """
+
+    WARM_UP = 3  # plain calls, in which libraries choose their kernels and the optimizer makes its buffers
+
+    enabled = False
+
+    def __init__(self, function, batch_size):
+        self.function, self.batch_size = function, batch_size
+        self.reset()
+
+    def reset(self):
+        """Record anew, as after a number that the function reads has changed."""
+        self.graph = self.inputs = self.outputs = self.stream = None
+        self.calls = 0
+
+    def __call__(self, *inputs):
+        if not self.enabled or len(inputs[0]) != self.batch_size:
+            return self.function(*inputs)
+        if self.graph is None:
+            self.calls += 1
+            if self.calls <= self.WARM_UP:
+                return self.warm_up(*inputs)
+            gc.collect()  # an unreachable graph, as of an earlier evaluation, holds memory until then
+            self.inputs = [tensor.clone() for tensor in inputs]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.outputs = self.function(*self.inputs)
+        torch._foreach_copy_(self.inputs, list(inputs))
+        self.graph.replay()
+        return self.outputs
+
+    def warm_up(self, *inputs):
+        """Run the function on the side stream on which it will be recorded."""
+        current = torch.cuda.current_stream()
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            outputs = self.function(*inputs)
+        current.wait_stream(self.stream)
+        return outputs
+
+
+def resolve_compile(wanted, device, steps):
+    """What to compile: "none", "teacher" or "all". Prints why where `wanted` leaves it open or it cannot be done.
+
+    wanted: "auto", "on" or "off". steps: of the whole run.
+    """
+    if wanted == "off":
+        return "none"
+    if wanted == "auto" and steps < COMPILING_PAYS:
+        print(f"compilation: none ({steps} steps are too few for it to pay; --compile on overrides)")
+        return "none"
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=device))
+    except Exception as e:  # inductor has classes of its own for a missing compiler, which have changed
+        print(f"compilation: none, it does not work here ({(str(e).strip() or type(e).__name__).splitlines()[0]})")
+        return "none"
+    # On a CPU compiling the training of a small network saved next to nothing; under DDP it stays plain.
+    everything = distributed.world_size() == 1 and (wanted == "on" or device.type == "cuda")
+    choice = "all" if everything else "teacher"
+    if wanted == "auto":
+        print(f"compilation: {choice} (--compile overrides)")
+    return choice
+
+
+def compile_network(network, sizes):
+    """The network, compiled for batches of `sizes`; others go through it as it is."""
+    compiled = torch.compile(network, dynamic=False)
+    return lambda images, **options: (compiled if len(images) in sizes else network)(images, **options)
+
+
+def freeze(teacher, images, autocast):
+    """A teacher that is never trained again, compiled for batches like `images`.
+
+    Weights become constants in the precision of the arithmetic, batch norm is folded, activations are fused. Other
+    shapes go through the plain teacher, and so does everything, with a printed line, if its logits differ by more than
+    rounding.
+    """
+    import torch._inductor.config  # takes a second
+
+    frozen = torch.compile(teacher, dynamic=False)
+    with torch.no_grad(), autocast(), torch._inductor.config.patch(freezing=True):
+        logits = frozen(images, is_feat=True)[1]
+    with torch.no_grad(), autocast():
+        plain = teacher(images, is_feat=True)[1]
+    difference = ((logits - plain).norm() / plain.norm()).item()
+    if not difference < ROUNDING:
+        print(f"the frozen teacher differs from the plain one by {100 * difference:.1f} %: not used")
+        return teacher
+
+    def forward(x, **options):
+        fits = x.shape == images.shape
+        return (frozen if fits else teacher)(x.contiguous(memory_format=torch.channels_last), **options)
+
+    return forward
+
+
+def setup_backend(device, tf32=False, graphs=True):
+    """Set torch, or on a CPU the C library, up for a device. Several processes exchange within a step: no graphs."""
+    if device.type == "cuda":
+        CUDAGraphed.enabled = graphs and distributed.world_size() == 1
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True  # every shape comes thousands of times
+        return
+    # Have glibc keep freed memory for the next step: given back, the kernel clears every page of it again, which on
+    # two cores took 3 to 12 % of a step.
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        if mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 1 << 25):  # what its versions allow
+            mallopt(trim_threshold, 2**31 - 1)

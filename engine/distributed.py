@@ -1,0 +1,102 @@
+"""One run over several processes, as torchrun starts them: who this one is, and what they exchange.
+
+All processes hold the same data and draw the same randomness, so each makes the whole batch and trains on its shard.
+A program started by itself is a world of one: nothing is exchanged. Functions that communicate must be called by all.
+"""
+
+import os
+import time
+
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank():
+    """This process; 0 is the one that prints and writes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def shard(tensors):
+    """This process's rows of each tensor of a tuple: every world_size-th, so a ranking is spread evenly."""
+    if world_size() == 1:
+        return tensors
+    rows = [tensor[rank() :: world_size()] for tensor in tensors]
+    return type(tensors)(*rows) if hasattr(tensors, "_fields") else tuple(rows)
+
+
+def init(device):
+    """Connect the processes: NCCL between GPUs, gloo between CPU processes."""
+    if world_size() > 1 and device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    elif world_size() > 1:
+        dist.init_process_group("gloo")
+
+
+def shutdown():
+    """Wait for the other processes, then disconnect. For runs that went well."""
+    if world_size() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def silence_other_ranks():
+    """Send the standard output of all processes but the first nowhere."""
+    if rank() > 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def wait_for_rank0_error():
+    """Call on failing: if rank 0 fails the same way, its line is enough, and torchrun ends this process meanwhile."""
+    if rank() > 0:
+        time.sleep(5)
+
+
+def wrap_ddp(model):
+    """The model as it is called for training: its gradients become the mean over the processes."""
+    if world_size() == 1:
+        return model
+    # buffers (batch norm statistics) are taken from rank 0 before validation, not at every forward pass
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def run_on_rank0(function):
+    """Call function() on rank 0 and give every process its result; what it raises is raised in all."""
+    if world_size() == 1:
+        return function()
+    outcome = [None]
+    if rank() == 0:
+        try:
+            outcome = [(function(), None)]
+        except (Exception, SystemExit) as e:
+            outcome = [(None, e)]
+    dist.broadcast_object_list(outcome)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def all_gather_object(value):
+    """[the value of each process], any object that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def all_reduce_(tensor):
+    """In place, the sum over the processes."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+
+
+def broadcast_buffers(model):
+    """Give every process rank 0's buffers, which are the ones that are saved."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

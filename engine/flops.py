@@ -1,0 +1,51 @@
+"""What a run computes, in multiply-accumulates of convolutions and linear layers, as the paper counts (section 4.1).
+
+A sample costs Fs to score, Ft + (1 + c) Fs to distill and (1 + c) Fs to train alone, where Ft and Fs are a forward
+pass of teacher and student, and c is what a backward pass counts as: one forward in the paper, two usually.
+"""
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+COUNTINGS = {"": 1, "_usual": 2}  # suffix of a figure's name: forward passes that a backward pass counts as
+
+
+def forward_macs(model):
+    """Multiply-accumulates of one forward pass of a (3, 32, 32) image. Runs a copy on the meta device."""
+    model = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 32, 32, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def training_macs(student, teacher=0, trained=0, scored=0, backward=1):
+    """Multiply-accumulates of training on `trained` images and scoring `scored`.
+
+    student, teacher: forward_macs of each (no teacher: 0). backward: forward passes that a backward pass counts as.
+    """
+    return trained * (teacher + (1 + backward) * student) + scored * student
+
+
+def relative_cost(student, teacher, k, n, scored=True, backward=1):
+    """Cost of a batch of n of which k are kept, relative to ordinary distillation of all n.
+
+    student, teacher, backward: as above. scored: whether the student scores the batch first.
+    """
+    cost = training_macs(student, teacher, k, n if scored else 0, backward)
+    return cost / training_macs(student, teacher, n, backward=backward)
+
+
+def cost_so_far(student, teacher=0, trained=0, scored=0, seen=0):
+    """A run's figures up to now, in both countings, under the names that logs and result.json use.
+
+    student, teacher, trained, scored: as above. seen: images that ordinary distillation would have trained on.
+    """
+    figures = {"teacher_queries": trained if teacher else 0}
+    for suffix, backward in COUNTINGS.items():
+        macs = training_macs(student, teacher, trained, scored, backward)
+        figures[f"train_macs{suffix}"] = macs
+        if teacher:
+            figures[f"computation{suffix}"] = macs / training_macs(student, teacher, seen, backward=backward)
+    return figures

@@ -1,0 +1,455 @@
+"""A run's folder: settings, checkpoints, logs and result, and resuming where a run stopped.
+
+<experiments>/<name>/config.json    every setting, versions, device
+                     ckpt/          best, last and numbered checkpoints
+                     events/        TensorBoard
+                     metrics.csv    a row an epoch
+                     result.json    once the run is finished
+"""
+
+import csv
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tensorboardX import SummaryWriter
+from torch.utils._pytree import tree_map_only
+
+from engine import distributed
+from models import CheckpointError, model_dict, read_checkpoint
+
+# Flags that do not change a run's result (--compile: but for rounding). A teacher is told by its weights.
+WITHOUT_EFFECT = set("save_interval gpu_id data_root experiments fresh debug compile teacher_path teacher_ckpt".split())
+OF_TEACHER = ("teacher_arch", "teacher_sha256")
+
+# What every result.json has.
+RESULT_KEYS = set("best_acc best_epoch last_acc teacher_queries train_macs train_seconds images_per_second".split())
+
+LONGEST_NAME = 200  # file systems take 255 bytes
+SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".th")  # of checkpoints, ours and others'
+
+
+class RunError(OSError):
+    """A run that cannot start or go on. The message is one line and says what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+def make_config(parser, args, device, precision, **more):
+    """The content of config.json: the flags, which of them make two runs the same run, and what the run ran on.
+
+    precision: what --precision resolved to. more: `kind` ("teacher" or "student"), `arch`, the network trained, and of
+    a student `teacher_arch`, `teacher_sha256` and others.
+    """
+    settings, defaults = (
+        {flag: str(value) if isinstance(value, Path) else value for flag, value in values.items()}
+        for values in (vars(args), {flag: parser.get_default(flag) for flag in vars(args)})
+    )
+    effective = {flag: value for flag, value in settings.items() if flag not in WITHOUT_EFFECT}
+    return {
+        "command": shlex.join(sys.argv),
+        **more,
+        "settings": settings,
+        "defaults": defaults,
+        "effective_settings": effective | {name: more[name] for name in OF_TEACHER if name in more},
+        "precision": precision,
+        "world_size": distributed.world_size(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": git_commit()},
+    }
+
+
+def git_commit():
+    """The commit of this code, with "-dirty" where files differ from it; in parentheses why it is unknown."""
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        git = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "(git is not installed)"
+    return git.stdout.strip() or f"({(git.stderr.strip() or 'git failed').splitlines()[0]})"
+
+
+def name_suffix(config, named):
+    """`_flagvalue` for each effective setting that is not its default, but for those in `named`."""
+    parts = []
+    for flag, value in config["effective_settings"].items():
+        if flag not in named and value != config["defaults"].get(flag):
+            values = value if isinstance(value, list) else [value]
+            text = "" if value is True else "-".join(map(format_value, values)) or "none"
+            parts.append(f"_{flag.replace('_', '')}{text}")
+    return "".join(parts)
+
+
+def format_value(value):
+    """A setting in a name: 10.0 as 10."""
+    return str(value).removesuffix(".0")
+
+
+# --------------------------------------------------------------------------------------------------------------- run
+
+
+class Run:
+    """A run's folder, a context within which no other process may use it. Rank 0 writes; all ranks call alike.
+
+    args: --experiments and --fresh are read. name: of the folder; one too long for a file system ends in a hash.
+    config: see make_config. An earlier run of the same settings is resumed, in the precision that it began with, or
+    with --fresh moved aside. Nothing is made before the context is entered.
+    Raises RunError if the folder cannot be made, holds another run, or is in use.
+
+    The last state holds all that resuming needs; every other file but the numbered checkpoints is made from it again.
+    """
+
+    def __init__(self, args, name, config):
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        self.folder, self.config, self.fresh = args.experiments / name, config, args.fresh
+        self.prefix = "student_" if config["kind"] == "student" else ""
+        self.rows, self.best_weights, self.startup_seconds = [], None, None
+        self.events = self.lock = None
+        parent = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise RunError(f"{self.folder} cannot be made: {parent} is no folder that may be written to")
+        if not self.fresh:
+            saved = distributed.run_on_rank0(self.check_same_settings)
+            if saved and saved["precision"] != config["precision"]:
+                config["precision"] = saved["precision"]
+                print(f"precision: {config['precision']}, in which this run began")
+
+    def __enter__(self):
+        distributed.run_on_rank0(self.enter)
+        return self
+
+    def enter(self):
+        if self.fresh and self.folder.exists():
+            with lock(self.folder):
+                backup = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+                self.folder.rename(backup)
+            print(f"the earlier run is now {backup}")
+        (self.folder / "ckpt").mkdir(parents=True, exist_ok=True)
+        self.lock = lock(self.folder)
+        saved = self.check_same_settings()  # again: another process may have been here since
+        if self.result is not None:
+            raise RunError(f"{self.folder} has been finished by another process meanwhile")
+        if saved is None:
+            write_json(self.folder / "config.json", self.config)
+
+    def __exit__(self, *_):
+        for resource in (self.events, self.lock):
+            if resource:
+                resource.close()
+
+    def check_same_settings(self):
+        """The config.json that is there, None if there is none. Raises RunError where it is another run's."""
+        path = self.folder / "config.json"
+        saved = read_json(path)
+        if saved is None:
+            if path.exists():
+                print(f"warning: {path} is damaged, written anew", file=sys.stderr)
+            elif any(self.folder.glob("ckpt/*.pth")) and not self.state_files():
+                raise RunError(f"{self.folder} holds checkpoints of another origin; --experiments names another place")
+            return None
+        if not isinstance(saved, dict) or not isinstance(saved.get("effective_settings"), dict):
+            raise RunError(f"{path} is of another origin; --experiments names another place")
+        for name, value in self.config["effective_settings"].items():
+            before = saved["effective_settings"].get(name, self.config["defaults"].get(name))
+            if before != value:
+                raise RunError(
+                    f"{self.folder} holds a run with {name} {before}, not {value}; --fresh moves it aside, "
+                    f"--experiments names another place"
+                )
+        return saved
+
+    @property
+    def result(self):
+        """The content of a sound result.json, else None."""
+        result = read_json(self.folder / "result.json")
+        return result if isinstance(result, dict) and set(result) >= RESULT_KEYS else None
+
+    def finished(self):
+        """Whether there is nothing left to do. All ranks call it."""
+        return distributed.run_on_rank0(lambda: self.result is not None) and not self.fresh
+
+    @property
+    def best(self):
+        """The row of the best epoch by validation accuracy, the first of equals."""
+        return max(self.rows, key=lambda row: row["val/cls_acc"])
+
+    # ---------------------------------------------------------------------------------------------- saving, resuming
+
+    def checkpoint(self, name):
+        return self.folder / "ckpt" / f"{self.prefix}{name}.pth"
+
+    def restore(self, trainer):
+        """Load the last sound state, if there is one, and bring the other files to where it stands.
+
+        Returns the partial epoch that save() was given, None if there is none.
+        """
+        saved = distributed.run_on_rank0(self.read_state)
+        if saved:
+            trainer.model.load_state_dict(saved["state_dict"])
+            trainer.optimizer.load_state_dict(saved["optimizer"])
+            trainer.load_state(saved["trainer"])
+            self.rows, self.best_weights = saved["rows"], saved["best"]
+            step = f", step {saved['partial_epoch']['step']} of the next" if saved["partial_epoch"] else ""
+            print(f"resuming {self.folder} after epoch {len(self.rows)}{step}")
+        if distributed.rank() == 0:
+            if self.best_weights:
+                write_checkpoint(self.checkpoint("best"), self.best_weights)
+            shutil.rmtree(self.folder / "events", ignore_errors=True)
+            self.events = SummaryWriter(str(self.folder / "events"))
+            for row in self.rows:
+                self.log(row)
+            self.write_files(trainer)
+        return saved and saved["partial_epoch"]
+
+    def state_files(self):
+        return [path for path in (self.checkpoint("last"), self.checkpoint("previous")) if path.exists()]
+
+    def read_state(self):
+        """The newest sound state, None if there is none."""
+        paths = self.state_files()
+        for path in paths:
+            try:
+                saved = read_checkpoint(path)
+            except CheckpointError as e:
+                print(f"warning: {e}; going back to the state before", file=sys.stderr)
+                path.replace(path.with_suffix(".damaged"))  # it must never replace a sound `previous`
+                continue
+            if not {"optimizer", "rows", "best", "trainer", "partial_epoch"} <= set(saved):
+                raise RunError(f"{path} is of another origin; --experiments names another place")
+            return saved
+        if paths:
+            print("warning: no sound state is left, starting over", file=sys.stderr)
+        return None
+
+    def save(self, trainer, partial_epoch=None):
+        """Save the state, keeping the one before as `previous`.
+
+        partial_epoch: a dict with `step` and others, of the epoch that is not finished; None between epochs.
+        """
+        if distributed.rank() > 0:
+            return
+        state = {
+            **self.weights(trainer.model),
+            "optimizer": trainer.optimizer.state_dict(),
+            "rows": self.rows,
+            "best": self.best_weights,
+            "trainer": trainer.state(),
+            "partial_epoch": partial_epoch,
+        }
+        write_checkpoint(self.checkpoint("last"), state, backup=self.checkpoint("previous"))
+
+    def weights(self, model):
+        """What every checkpoint holds."""
+        return {
+            "state_dict": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+            "arch": self.config["arch"],
+            "kind": self.config["kind"],
+            "epoch": len(self.rows),
+            "acc": self.rows[-1]["val/cls_acc"] if self.rows else None,
+            "settings": self.config["settings"],
+        }
+
+    def end_epoch(self, trainer, row):
+        """Save and log an epoch. row: {column of metrics.csv: number}; names with a slash go to TensorBoard too."""
+        epoch, settings = len(self.rows) + 1, self.config["settings"]
+        self.rows.append({"epoch": epoch, **row})
+        if distributed.rank() > 0:
+            return
+        weights = self.weights(trainer.model)
+        if self.best["epoch"] == epoch:
+            clones = {name: tensor.cpu().clone() for name, tensor in weights["state_dict"].items()}
+            self.best_weights = {**weights, "state_dict": clones}
+            write_checkpoint(self.checkpoint("best"), weights)
+        if epoch % settings["save_interval"] == 0 or epoch in [*settings["milestones"], settings["epoch"]]:
+            write_checkpoint(self.checkpoint(f"{epoch:03d}"), weights)
+        self.save(trainer)
+        self.write_files(trainer)
+        self.log(self.rows[-1])
+
+    def log(self, row):
+        for tag, value in row.items():
+            if "/" in tag:
+                self.events.add_scalar(tag, value, row["epoch"])
+        self.events.flush()
+
+    def write_files(self, trainer):
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        for name, content in {"metrics.csv": text.getvalue().encode(), **trainer.files()}.items():
+            write_file(self.folder / name, content)
+
+    def finish(self, images_per_epoch, **more):
+        """Write result.json. more: further entries."""
+        if distributed.rank() > 0:
+            return
+        train_seconds = sum(row["train_seconds"] for row in self.rows)
+        result = {
+            "best_acc": self.best["val/cls_acc"],
+            "best_epoch": self.best["epoch"],
+            "last_acc": self.rows[-1]["val/cls_acc"],
+            "epochs": len(self.rows),
+            "train_seconds": train_seconds,
+            "val_seconds": sum(row["val_seconds"] for row in self.rows),
+            "startup_seconds": self.startup_seconds,
+            "images_per_second": images_per_epoch * len(self.rows) / train_seconds,
+            **{name.removeprefix("cost/"): value for name, value in self.rows[-1].items() if name.startswith("cost/")},
+            **more,
+        }
+        write_json(self.folder / "result.json", result)
+        self.checkpoint("previous").unlink(missing_ok=True)
+
+    def summarize(self):
+        """Print a finished run's result."""
+        if distributed.rank() > 0:
+            return
+        result = self.result
+        best, epoch, last = (result[name] for name in ("best_acc", "best_epoch", "last_acc"))
+        print(f"{self.folder}: best {best:.2f} % (epoch {epoch}), last {last:.2f} %")
+        cost = f"{result['train_macs'] / 1e12:.2f} TMAC"
+        if result["teacher_queries"]:
+            paper, usual = (100 * result[name] for name in ("computation", "computation_usual"))
+            cost = f"the teacher saw {result['teacher_queries']:,} images; {cost}, {paper:.1f} % of KD's"
+            cost += f" ({usual:.1f} % if backward counts as two forwards)"
+        print(f"{cost}; {result['train_seconds']:.1f} s of training at {result['images_per_second']:.0f} images/s")
+        if "test_acc_best" in result:
+            print(
+                f"on the test images: best epoch {result['test_acc_best']:.2f} %, last {result['test_acc_last']:.2f} %"
+            )
+
+
+# --------------------------------------------------------------------------------------------------- teacher folders
+
+
+def find_checkpoint(path, word):
+    """The checkpoint in <path>/ckpt named `word`, else the one whose name holds it; `path` itself if it is a file.
+
+    Raises CheckpointError where there is none, or several.
+    """
+    if path.is_file():
+        return path
+    folder = path / "ckpt"
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such folder; --teacher-path takes a folder that `python teacher.py` made, one with a "
+            f"downloaded teacher at ckpt/best.pth, or the file itself"
+        )
+    word, files = stem(Path(word)), {}
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith(SUFFIXES):
+            files.setdefault(stem(file), file)
+    matches = [name for name in files if name == word] or [name for name in files if word in name]
+    if len(matches) != 1:
+        found = f"several: {', '.join(matches)}" if matches else f"none; there are: {', '.join(files) or 'none at all'}"
+        raise CheckpointError(f"{folder}: --teacher-ckpt {word} has to name one checkpoint, it names {found}")
+    return files[matches[0]]
+
+
+def stem(file):
+    """A checkpoint's name without its suffix."""
+    suffix = max((suffix for suffix in SUFFIXES if file.name.endswith(suffix)), key=len, default="")
+    return file.name.removesuffix(suffix)
+
+
+def teacher_name(path):
+    """(name of the folder that a checkpoint belongs to, ckpt/ apart, its own name without suffix)."""
+    folder = path.parent.parent if path.parent.name == "ckpt" else path.parent
+    return Path(os.path.abspath(folder)).name, stem(path)  # noqa: PTH100  resolve() would follow links
+
+
+def arch_from_name(name):
+    """The network that a folder's name tells, as teacher_wrn_40_2 or teacher_vgg13_seed1 do, else None."""
+    rest = name.removeprefix("teacher_") + "_"
+    return max((arch for arch in model_dict if rest.startswith(f"{arch}_")), key=len, default=None)
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def lock(folder):
+    """An open file whose lock says that this process uses the folder; closing it, or dying, releases it.
+
+    fcntl rather than the package filelock, whose versions differ on file systems that have no locks.
+    """
+    path = folder / ".lock"
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise BlockingIOError  # the folder was moved aside meanwhile, and there is a new one
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        file.seek(0)
+        raise RunError(f"{folder} is in use by another process ({file.read().strip()})") from None
+    except OSError as e:  # some Lustre, NFS and other mounts
+        print(
+            f"warning: {path}: {e.strerror}; two processes in this folder will not notice each other", file=sys.stderr
+        )
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def write_file(path, content, backup=None):
+    """Replace a file's content (bytes) at once: a reader, or a crash, finds the old file or the new one, whole.
+
+    backup: a path for the old file. Raises OSError, the old file untouched, where the disk is full.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        resume = "what was saved before stays, and the same command (without --fresh) resumes it"
+        raise OSError(f"{path} could not be written ({e.strerror}); {resume}") from e
+    if backup and path.exists():
+        path.replace(backup)
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # CIFS and others cannot sync a folder
+            raise OSError(f"{path.parent} could not be synced to disk ({e.strerror})") from e
+    finally:
+        os.close(folder)
+
+
+def write_json(path, content):
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path):
+    """The content of a JSON file, None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_checkpoint(path, content, backup=None):
+    buffer = io.BytesIO()
+    torch.save(tree_map_only(torch.Tensor, torch.Tensor.cpu, content), buffer)  # so that any machine can load it
+    write_file(path, buffer.getvalue(), backup)
+
+
+def file_sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
