@@ -42,8 +42,9 @@ def main(argv=None):
     groups, unfinished = group(runs), [run for run in runs if run.result is None]
     if groups:
         found = sections(groups)
-        rows = tables.rows(found, groups)
-        print(tables.aligned(tables.table(rows, tables.IN_A_TERMINAL)))
+        rows = [tables.rows(section, groups) for section in found]
+        every_row = [row for of_section in rows for row in of_section]
+        print(tables.aligned(tables.table(every_row, tables.IN_A_TERMINAL)))
     for folder, done, best in map(tables.progress, unfinished):
         print(f"unfinished: {folder}, epoch {done}" + (f", best {best} % so far" if best else ""))
     if not groups:
@@ -53,8 +54,8 @@ def main(argv=None):
 
         args.out.mkdir(parents=True, exist_ok=True)
         pictures = figures.draw(found, groups, args.out, args.data_root)
-        blocks = list(tables.blocks(found, groups, unfinished, pictures))
-        write_file(args.out / "report.csv", tables.csv_text(rows).encode())
+        blocks = list(tables.blocks(zip(found, rows), groups, unfinished, pictures))
+        write_file(args.out / "report.csv", tables.csv_text(every_row).encode())
         write_file(args.out / "report.md", tables.markdown(blocks).encode())
         write_file(args.out / "report.html", tables.page(blocks).encode())
         print(f"written: {args.out / 'report.html'}, with report.md, report.csv and {len(pictures)} pictures beside it")

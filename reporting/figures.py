@@ -40,9 +40,9 @@ def draw(sections, groups, out, data_root=None):
         (
             "method",
             lambda: best and method(best, data_root),
-            f"One batch as UNIX sees it, scored by {who}: ranked by uncertainty, the surer images the more mixed with "
-            "a random partner, the surest dropped. Of the best epoch's batches the one whose λ is nearest to 1/2, its "
-            "mean.",
+            f"One batch as the method sees it, scored by {who}: ranked by uncertainty, then mixed with a random "
+            "partner, the more the surer the student is, and the surest dropped. Images padded and cropped as in "
+            "training; of the best epoch's batches the one whose λ, uniform between 0 and 1, is nearest to 0.6.",
         ),
         (
             "computation",
@@ -207,7 +207,9 @@ def selection(sections, data_root):
             counted = [(run, selected(run, data_root)) for run in g.runs]
             shares = [100 * counts[0] / run.result["epochs"] for run, counts in counted if counts]
             if shares:
-                found.append((f"{section.title}: {name}", np.concatenate(shares), len(shares), g.first.settings["epoch"]))
+                found.append(
+                    (f"{section.title}: {name}", np.concatenate(shares), len(shares), g.first.settings["epoch"])
+                )
     if not found:
         return None
     figure, axes = panels([title for title, *_ in found], 3)

@@ -1,6 +1,5 @@
 """The report's pictures of images: one batch as the method sees it, and what was selected."""
 
-import textwrap
 from functools import cache
 
 import matplotlib.pyplot as plt
@@ -10,37 +9,40 @@ from torchvision.datasets import CIFAR100
 
 import dataset
 from models import CheckpointError, load_model
-from selector import Selector, draw_mixing, mixup_mask, uncertainty
+from selector import Selector, draw_mixing, uncertainty
 
 MIXED, DROPPED = "#d55e00", "#666666"  # colors of what is mixed and what is dropped
-SCORES = {1: "least confidence, 1 − max p", 2: "margin, p₂ − p₁", 3: "entropy, nats"}  # of a strategy
+SCORES = {1: "least confidence", 2: "negative margin", 3: "entropy, nats"}  # of a strategy
 
 
 # ------------------------------------------------------------------------------------------------------------- data
 
 
 @cache
-def read_images(name, limit, root):
-    """(images, labels, class names) of a training set, as dataset.py gives them; None where it is not at hand."""
+def training_set(name, limit, root):
+    """A training set as a Split, nothing held out; None where it is not at hand."""
     if name == "synthetic":
         images, labels = dataset.synthetic(limit or 50_000, "train")
-        return images, labels, [f"class {i}" for i in range(dataset.NUM_CLASSES)]
-    try:
-        data = CIFAR100(root, train=True, download=False)
-    except (OSError, RuntimeError, ValueError):
-        return None
-    return data.data[:limit], np.array(data.targets[:limit]), [name.replace("_", " ") for name in dataset.CLASSES]
+    else:
+        try:
+            data = CIFAR100(root, train=True, download=False)
+        except (OSError, RuntimeError, ValueError):
+            return None
+        images, labels = data.data[:limit], data.targets[:limit]
+    return dataset.Split(torch.from_numpy(images), torch.as_tensor(labels), torch.arange(len(labels)))
 
 
-def training_images(run, data_root):
+def trained_on(run, data_root):
+    """The Split that a run trained on; None where it is not at hand."""
     s = run.settings
-    return read_images(s["dataset"], s["train_limit"], str(data_root or s["data_root"]))
+    whole = training_set(s["dataset"], s["train_limit"], str(data_root or s["data_root"]))
+    return whole and dataset.Data(whole, whole, None, len(whole)).hold_out(s["holdout"], s["seed"]).train
 
 
-def trained_on(run, labels):
-    """(n,) bool: which images of the training set were not held out."""
-    s = run.settings
-    return ~dataset.held_out_mask(labels, s["holdout"], s["seed"]) if s["holdout"] else np.ones(len(labels), dtype=bool)
+def class_name(run, label):
+    if run.settings["dataset"] == "synthetic":
+        return f"class {label}"
+    return dataset.CLASSES[label].replace("_", " ")
 
 
 def selected(run, data_root):
@@ -57,11 +59,8 @@ def selected(run, data_root):
         return None
     if not run.settings["holdout"]:
         return counts, np.arange(len(counts))
-    data = training_images(run, data_root)
-    if data is None:
-        return None
-    places = np.flatnonzero(trained_on(run, data[1]))
-    return counts[places], places
+    split = trained_on(run, data_root)
+    return split and (counts[split.indices], split.indices.numpy())
 
 
 def student_file(run):
@@ -72,7 +71,7 @@ def best_selecting(groups, data_root):
     """The most accurate run of UNIX whose checkpoint and data are at hand, of CIFAR-100 if there is one; else None."""
     runs = [run for g in groups if g.first.method == "UNIX" for run in g.runs]
     runs.sort(key=lambda run: (run.settings["dataset"] == "cifar100", run.result["best_acc"]), reverse=True)
-    return next((run for run in runs if student_file(run).exists() and training_images(run, data_root)), None)
+    return next((run for run in runs if student_file(run).exists() and trained_on(run, data_root)), None)
 
 
 # ------------------------------------------------------------------------------------------------------- selections
@@ -83,15 +82,14 @@ def most_and_least_selected(run, data_root, count=10):
     counted = selected(run, data_root)
     if counted is None:
         return None
-    counts, places = counted
-    images, labels, classes = training_images(run, data_root)
+    counts, _ = counted
+    split = trained_on(run, data_root)
     order = np.argsort(-counts, kind="stable")
     figure, axes = plt.subplots(2, count, figsize=(11, 3.2), layout="constrained")
     for row, text, chosen in zip(axes, ("most\noften", "least\noften"), (order[:count], order[::-1][:count])):
         for axis, i in zip(row, chosen):
-            axis.imshow(images[places[i]], interpolation="bicubic")
-            name = textwrap.shorten(classes[labels[places[i]]], 16)
-            axis.set_title(f"{name}\n{counts[i]} of {run.result['epochs']}", fontsize=8)
+            axis.imshow(split.images[i].numpy(), interpolation="bicubic")
+            axis.set_title(f"{class_name(run, split.labels[i])}\n{counts[i]} of {run.result['epochs']}", fontsize=8)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         row[0].set_ylabel(text, rotation=0, ha="right", va="center")
@@ -101,33 +99,32 @@ def most_and_least_selected(run, data_root, count=10):
 # ----------------------------------------------------------------------------------------------------------- method
 
 
-def choose(run, student, data):
-    """The batch of the best epoch with lambda nearest to 0.6, as the student chooses from it.
+def choose(run, student, split):
+    """The batch of the best epoch with lambda nearest to 0.6, where mixing shows, as the student chooses from it.
 
-    data: see read_images. Returns raw images (n, 3, 32, 32), labels and scores (n,), lambda and the Selection.
+    Returns raw images (n, 3, 32, 32), labels and scores (n,), and the Selection.
     """
     s, epoch = run.settings, run.result["best_epoch"]
-    images, labels = map(torch.from_numpy, data[:2])
-    split = dataset.Split(images, labels, torch.arange(len(labels)))[torch.from_numpy(trained_on(run, data[1]))]
     lam, partner = draw_mixing(len(split), s["batch_size"], dataset.generator(s["seed"], epoch, dataset.MIXING))
-    step = int((lam - 0.6).abs().argmin())
+    whole = max(1, len(split) // s["batch_size"])  # the last batch may be smaller
+    step = int((lam[:whole] - 0.6).abs().argmin())
+    lam, partner = lam[step], partner.split(s["batch_size"])[step]
     images, labels, _ = split.batch(*split.batches(s["batch_size"], s["seed"], epoch)[step])
     with torch.no_grad():
         scores = uncertainty(student.train()(images), s["strategy"])
     selector = Selector(s["k"], s["b"], s["w"], s["strategy"], s["batch_size"])
-    return images, labels, scores, lam[step], selector(images, scores, lam[step], partner.split(s["batch_size"])[step])
+    return images, labels, scores, selector(images, scores, lam, partner)
 
 
 def method(run, data_root, columns=12):
     """The picture of the method: uncertainty and mask over the rank, and below, at ranks evenly spread, what becomes of
     the images. None where the run's student cannot be read.
     """
-    data = training_images(run, data_root)
     try:
         student, _ = load_model(student_file(run), run.network)
     except (CheckpointError, OSError):
         return None
-    images, labels, scores, lam, selection = choose(run, student, data)
+    images, labels, scores, selection = choose(run, student, trained_on(run, data_root))
     n, k, s = len(images), len(selection.kept), run.settings
     columns = min(columns, n)
     cell = n / columns  # a column's width, in ranks
@@ -151,37 +148,45 @@ def method(run, data_root, columns=12):
     top.set_xlabel("rank in the batch, the student least sure first", labelpad=2)
     mask = top.twinx()
     mask.plot(selection.mask, "--o", markevery=list(ranks[:shown]), markersize=5, color=MIXED)
-    mask.set_ylabel(f"partner's weight, λ = {lam:.2f}", color=MIXED)
+    mask.set_ylabel("partner's weight", color=MIXED)
     mask.set(ylim=(0, 1), yticks=(0, 0.5, 1))
     mask.grid(False)
     mask.text(k - 1.2, 0.88, f"kept: the first k = {k}", ha="right")
     mask.text(k + 0.2, 0.88, "dropped", color=DROPPED)
-    top.axvspan(k - 0.5, n, color="0.94", zorder=0)
-    below.axvspan(shown * cell - 0.5, n, color="0.94", zorder=0)
+    for axes, edge in ((top, k - 0.5), (below, shown * cell - 0.5)):
+        axes.axvspan(edge, n - 0.5, color="0.94", zorder=0)
 
-    def show(pixels, row, column, text, color="black", alpha=1.0):
-        x, y, half = (column + 0.5) * cell - 0.5, rows[row] + 0.5, 0.47
-        box = (x - half * cell, x + half * cell, y + half, y - half)
-        below.imshow(pixels, extent=box, aspect="auto", interpolation="lanczos", alpha=alpha)
-        below.text(x, y + 0.52, textwrap.shorten(text, 14), ha="center", va="top", fontsize=7.5, color=color)
+    def show(image, row, column, text, color="black", alpha=1.0):
+        x, y = (column + 0.5) * cell - 0.5, rows[row] + 0.5
+        box = (x - 0.47 * cell, x + 0.47 * cell, y + 0.47, y - 0.47)
+        below.imshow(as_pixels(image), extent=box, aspect="auto", interpolation="bicubic", alpha=alpha)
+        below.text(x, y + 0.52, text, ha="center", va="top", fontsize=7.5, color=color)
         return box
 
-    for text, y in zip(("the batch, ranked", "+ a random partner", "= what teacher and student see"), rows):
+    for text, y in zip(
+        ("the batch, ranked", "+ a random partner", "= what teacher and student see, and the partner's share of it"),
+        rows,
+    ):
         below.text(-0.4, y - 0.08, text, fontweight="bold")
     for column, rank in enumerate(ranks):
         place = selection.rank[rank]
-        raw, name = as_pixels(images[place]), data[2][labels[place]]
         if column >= shown:
-            x0, x1, y0, y1 = show(raw, 0, column, name, DROPPED, alpha=0.4)
+            x0, x1, y0, y1 = show(images[place], 0, column, class_name(run, labels[place]), DROPPED, alpha=0.4)
             below.plot((x0, x1, np.nan, x0, x1), (y0, y1, np.nan, y1, y0), color=DROPPED, linewidth=1)
             continue
-        show(raw, 0, column, name)
+        show(images[place], 0, column, class_name(run, labels[place]))
         place = selection.partner[rank]
-        show(as_pixels(images[place]), 1, column, data[2][labels[place]])
-        show(as_pixels(selection.images[rank]), 2, column, f"{100 * selection.mask[rank]:.0f} % partner", MIXED)
+        show(images[place], 1, column, class_name(run, labels[place]))
+        show(selection.images[rank], 2, column, f"{100 * selection.mask[rank]:.0f} %", MIXED)
     if shown < columns:
-        text = "dropped:\nneither sees them"
-        below.text((columns + shown) / 2 * cell - 0.5, rows[1] + 0.5, text, ha="center", color=DROPPED)
+        middle = (columns + shown) / 2 * cell - 0.5
+        below.text(
+            middle,
+            rows[1] + 0.5,
+            "the teacher never sees these,\nthe student does not learn from them",
+            ha="center",
+            color=DROPPED,
+        )
     below.set(**over, ylim=(end, 0))
     return figure
 

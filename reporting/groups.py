@@ -3,9 +3,10 @@
 import re
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean, stdev
 
-from engine.run import basename, format_value
+from engine.run import format_value, teacher_name
 from reporting import published
 from reporting.results import RunFolder
 
@@ -54,8 +55,8 @@ class Group:
         if unlike_published(run):
             return None
         if run.method != "alone":
-            standard = re.fullmatch(rf"teacher_{run.teacher}(_seed\d+)?", basename(run.settings["teacher_path"]))
-            if not standard or run.settings["teacher_ckpt"] != "best":
+            folder, checkpoint = teacher_name(Path(run.config["teacher_file"]))
+            if checkpoint != "best" or not re.fullmatch(rf"teacher_{run.teacher}(_seed\d+)?", folder):
                 return None
         return published.accuracy(run.network, run.method, run.teacher)
 

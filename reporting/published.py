@@ -14,7 +14,9 @@ def pairs():
     """{(teacher, student): {column: number, None where none was published}}."""
     with Path(__file__).with_name("published.csv").open(newline="") as file:
         return {
-            (row.pop("teacher"), row.pop("student")): {name: float(text) if text else None for name, text in row.items()}
+            (row.pop("teacher"), row.pop("student")): {
+                name: float(text) if text else None for name, text in row.items()
+            }
             for row in csv.DictReader(file)
         }
 

@@ -37,14 +37,12 @@ IN_A_TERMINAL = [
 MEASURED = {"best": "best_acc", "last": "last_acc", "test_best": "test_acc_best", "test_last": "test_acc_last"}
 
 
-def rows(sections, groups):
-    """[{column: number, text or None}], one for each group of each section; "..._std": over the seeds."""
-    return [row(section, name, g, groups) for section in sections for name, g in section.named]
+def rows(section, groups):
+    """[{column: number, text or None}], one for each group of a section; "..._std": over the seeds."""
+    return [row(section, name, g, kd_baseline(g, groups)) for name, g in section.named]
 
 
-def row(section, name, g, groups):
-    kd = kd_baseline(g, groups)
-
+def row(section, name, g, kd):
     def computation(ending):  # as the runs have it, else from the operations of `kd`
         own = g.mean(f"computation{ending}")
         return relative_to_kd(g, kd, f"train_macs{ending}") if own is None else 100 * own
@@ -116,17 +114,20 @@ NOTES = (
 
 
 def blocks(sections, groups, unfinished, pictures):
-    """The report as a list of ("h1" | "h2" | "p" | "table" | "code" | "picture", content), for either document."""
+    """The report as ("h1" | "h2" | "p" | "table" | "code" | "picture", content), for either document.
+
+    sections: [(Section, its rows)]. pictures: [(path of a PNG, caption)].
+    """
     yield "h1", "Report"
     count, settings = sum(len(g.runs) for g in groups), ", ".join(shared_settings(groups))
     yield "p", f"Finished runs: {count}. Settings of all, beside the published ones: {settings or 'none'}."
     for note in NOTES:
         yield "p", note
-    for section in sections:
+    for section, rows in sections:
         yield "h2", section.title
         if section.teacher_acc is not None:
             yield "p", teacher_line(section)
-        yield "table", table(rows([section], groups), IN_A_SECTION)
+        yield "table", table(rows, IN_A_SECTION)
         yield "p", "To repeat the rows, in order:"
         yield "code", "\n".join(g.command for _, g in section.named)
     if unfinished:
