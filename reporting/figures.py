@@ -19,12 +19,26 @@ STYLE = {
     "axes.grid": True,
     "grid.color": "0.9",
     "legend.frameon": False,
+    "figure.constrained_layout.h_pad": 0.08,
     "svg.hashsalt": "report",  # the same picture is the same file
 }
 COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's
 MARKERS = "osD^vP*X<"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 LETTERS = 11.5  # of the figures' font that surely fit an inch
+CAPTIONS = {
+    "method": "One batch as the method sees it, scored by {who}: ranked by uncertainty, then mixed with a random partner, "
+    "the more the surer the student is, and the surest dropped. Images padded and cropped as in training; of the best "
+    "epoch's batches the one whose λ, uniform between 0 and 1, is nearest to 0.6.",
+    "computation": "Best accuracy against computation, backward counted as one forward. Small marks are runs, large ones "
+    "their mean; bars span one standard deviation over the seeds.",
+    "curves": "Accuracy and loss (cross-entropy) on the validation images over the epochs: mean over the seeds; the band "
+    "spans one standard deviation.",
+    "uncertainty": "Entropy of the student's prediction on the raw training images, mean over epoch and seeds: those "
+    "kept for the teacher, those dropped, and all.",
+    "selection": "How often each training image was among the b most uncertain of its batch, in percent of the epochs.",
+    "images": "Training images selected most and least often by {who}, with their class; of equals the first.",
+}
 
 
 def draw(sections, groups, out, data_root=None):
@@ -32,54 +46,24 @@ def draw(sections, groups, out, data_root=None):
 
     sections, groups: see groups.py. out: a folder. data_root: where CIFAR-100 lies, None for where each run had it.
     """
-    styles = plot_styles(sections)
+    styles, written = plot_styles(sections), []
     pairs = [section for section in sections if section.teacher] or sections
     best = best_selecting(groups, data_root)
-    who = f"the student of {best.folder.name}" if best else None
-    pictures = (
-        (
-            "method",
-            lambda: best and method(best, data_root),
-            f"One batch as the method sees it, scored by {who}: ranked by uncertainty, then mixed with a random "
-            "partner, the more the surer the student is, and the surest dropped. Images padded and cropped as in "
-            "training; of the best epoch's batches the one whose λ, uniform between 0 and 1, is nearest to 0.6.",
-        ),
-        (
-            "computation",
-            lambda: accuracy_against_computation(pairs, styles),
-            "Best accuracy against computation, backward counted as one forward. Small marks are runs, large ones "
-            "their mean; bars span one standard deviation over the seeds.",
-        ),
-        (
-            "curves",
-            lambda: curves(sections, styles),
-            "Accuracy and loss (cross-entropy) on the validation images over the epochs: mean over the seeds; the band "
-            "spans one standard deviation.",
-        ),
-        (
-            "uncertainty",
-            lambda: uncertainties(pairs),
-            "Entropy of the student's prediction on the raw training images, mean over epoch and seeds: those kept for "
-            "the teacher, those dropped, and all.",
-        ),
-        (
-            "selection",
-            lambda: selection(pairs, data_root),
-            "How often each training image was among the b most uncertain of its batch, in percent of the epochs.",
-        ),
-        (
-            "images",
-            lambda: best and most_and_least_selected(best, data_root),
-            f"Training images selected most and least often by {who}, with their class; of equals the first.",
-        ),
-    )
-    written = []
     with plt.rc_context(STYLE):
-        for name, plot, caption in pictures:
-            if figure := plot():
-                figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+        figures = {
+            "method": best and method(best, data_root),
+            "computation": accuracy_against_computation(pairs, styles),
+            "curves": curves(sections, styles),
+            "uncertainty": uncertainties(pairs),
+            "selection": selection(pairs, data_root),
+            "images": best and most_and_least_selected(best, data_root),
+        }
+        for name, figure in figures.items():
+            if figure:
+                figure.savefig(out / f"{name}.svg", dpi=130, metadata={"Date": None})
                 figure.savefig(out / f"{name}.png", dpi=130)
                 plt.close(figure)
+                caption = CAPTIONS[name].format(who=best and f"the student of {best.folder.name}")
                 written.append((out / f"{name}.png", caption))
     return written
 
@@ -98,11 +82,11 @@ def style(i):
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": LINES[i % len(LINES)]}
 
 
-def panels(titles, columns, width=3.6, height=2.8):
-    """A figure, and axes in it, one under each title. width, height: of an axes with its labels, in inches."""
+def panels(titles, columns=3, width=3.6):
+    """A figure, and axes in it, one under each title. width: of an axes with its labels, in inches."""
     columns = min(columns, len(titles))
     lines = ceil(len(titles) / columns)
-    figure = plt.figure(figsize=(width * columns, height * lines), layout="constrained")
+    figure = plt.figure(figsize=(width * columns, 2.8 * lines), layout="constrained")
     titles = [textwrap.fill(title, int(width * LETTERS)) for title in titles]
     return figure, [figure.add_subplot(lines, columns, i + 1, title=title) for i, title in enumerate(titles)]
 
@@ -117,12 +101,7 @@ def legend_below(figure):
     columns = max(1, letters // (max(map(len, names)) + 8))
     legend = figure.legend(entries.values(), names, loc="outside lower center", ncols=columns, handlelength=4)
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
-
-
-def epochs_axis(axis, epochs):
-    axis.set_xlabel("epoch")
-    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=5, integer=True))
-    axis.set_xlim(1 - 0.02 * epochs, epochs * 1.02)
+    return figure
 
 
 def over_seeds(g, column):
@@ -134,91 +113,80 @@ def over_seeds(g, column):
     return values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
-def line(axis, values, name, style):
-    """One mean with its spread over the epochs, a marker every eighth of them. values: see over_seeds."""
-    if values is None:
-        return
-    mean, spread = values
-    x = np.arange(1, len(mean) + 1)
-    axis.plot(x, mean, label=name, linewidth=1.2, markersize=4.5, markevery=max(1, len(x) // 8), **style)
-    if spread.any():
-        axis.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.2, linewidth=0)
+def over_epochs(axis, lines, epochs, text):
+    """Means with their spreads, a marker every eighth epoch. lines: [(over_seeds' values, name, style)]."""
+    for values, name, look in lines:
+        if values is not None:
+            mean, spread = values
+            x = np.arange(1, len(mean) + 1)
+            axis.plot(x, mean, label=name, linewidth=1.2, markersize=4.5, markevery=max(1, len(x) // 8), **look)
+            axis.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.2, linewidth=0)
+    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=5, integer=True))
+    axis.set(xlabel="epoch", ylabel=text, xlim=(1 - 0.02 * epochs, epochs * 1.02))
 
 
 # ---------------------------------------------------------------------------------------------------------- figures
 
 
 def accuracy_against_computation(sections, styles):
-    figure, axes = panels([section.title for section in sections], 3)
+    figure, axes = panels([section.title for section in sections])
     for axis, section in zip(axes, sections):
         for name, g in section.named:
-            if name == "teacher":
-                continue
-            mark = {**styles[name], "linestyle": ""}
-            x, y = np.array(g.values("train_macs")) / 1e12, g.values("best_acc")
-            axis.errorbar(x.mean(), np.mean(y), g.spread("best_acc"), capsize=3, markersize=8, label=name, **mark)
-            if len(y) > 1:
-                axis.plot(x, y, markersize=3, alpha=0.6, **mark)
+            if name != "teacher":
+                look = {**styles[name], "linestyle": ""}
+                x, y = np.array(g.values("train_macs")) / 1e12, g.values("best_acc")
+                axis.errorbar(x.mean(), np.mean(y), g.spread("best_acc"), capsize=3, markersize=8, label=name, **look)
+                axis.plot(x, y, markersize=3, alpha=0.6, **look)
         axis.margins(0.15)
         axis.set(xlabel="computation of the training, TMAC", ylabel="best accuracy, %")
-    legend_below(figure)
-    return figure
+    return legend_below(figure)
 
 
 def curves(sections, styles):
+    """Two panels for each section that has metrics."""
     sections = [s for s in sections if any(over_seeds(g, "val/cls_acc") for _, g in s.named)]
     if not sections:
         return None
     figure, axes = panels([title for section in sections for title in (section.title, "")], 2, width=5)
-    columns = {"val/cls_acc": "validation accuracy, %", "val/cls_loss": "validation loss, nats"}
-    panel = iter(axes)
-    for section in sections:
-        for column, text in columns.items():
-            axis = next(panel)
-            for name, g in section.named:
-                line(axis, over_seeds(g, column), name, styles[name])
-            epochs_axis(axis, max(g.first.settings["epoch"] for _, g in section.named))
-            axis.set_ylabel(text)
-    legend_below(figure)
-    return figure
+    for section, *pair in zip(sections, axes[::2], axes[1::2]):
+        epochs = max(g.first.settings["epoch"] for _, g in section.named)
+        for axis, tag, text in zip(pair, ("acc", "loss"), ("validation accuracy, %", "validation loss, nats")):
+            lines = [(over_seeds(g, f"val/cls_{tag}"), name, styles[name]) for name, g in section.named]
+            over_epochs(axis, lines, epochs, text)
+    return legend_below(figure)
 
 
 def uncertainties(sections):
     """A panel for each group that scored its images."""
-    parts = {"kept": "select", "dropped": "else", "all": "all"}
-    found = [(s, name, g) for s in sections for name, g in s.named if over_seeds(g, "train/s_else_entropy")]
+    found = {f"{s.title}: {name}": g for s in sections for name, g in s.named if over_seeds(g, "train/s_else_entropy")}
     if not found:
         return None
-    figure, axes = panels([f"{section.title}: {name}" for section, name, _ in found], 3)
-    for axis, (_, _, g) in zip(axes, found):
-        for i, (part, tag) in enumerate(parts.items()):
-            line(axis, over_seeds(g, f"train/s_{tag}_entropy"), part, style(i))
-        epochs_axis(axis, g.first.settings["epoch"])
-        axis.set_ylabel("entropy, nats")
-    legend_below(figure)
-    return figure
+    figure, axes = panels(found)
+    parts = {"kept": "select", "dropped": "else", "all": "all"}
+    for axis, g in zip(axes, found.values()):
+        lines = [
+            (over_seeds(g, f"train/s_{tag}_entropy"), part, style(i)) for i, (part, tag) in enumerate(parts.items())
+        ]
+        over_epochs(axis, lines, g.first.settings["epoch"], "entropy, nats")
+    return legend_below(figure)
 
 
 def selection(sections, data_root):
     """A histogram for each group that counted."""
-    found = []
+    found = {}
     for section in sections:
         for name, g in section.named:
             counted = [(run, selected(run, data_root)) for run in g.runs]
-            shares = [100 * counts[0] / run.result["epochs"] for run, counts in counted if counts]
-            if shares:
-                found.append(
-                    (f"{section.title}: {name}", np.concatenate(shares), len(shares), g.first.settings["epoch"])
-                )
+            if shares := [100 * counts[0] / run.result["epochs"] for run, counts in counted if counts]:
+                found[f"{section.title}: {name}"] = g.first.settings["epoch"], shares
     if not found:
         return None
-    figure, axes = panels([title for title, *_ in found], 3)
-    for axis, (_, shares, runs, epochs) in zip(axes, found):
+    figure, axes = panels(found)
+    for axis, (epochs, shares) in zip(axes, found.values()):
         each = (np.arange(epochs + 2) - 0.5) * 100 / epochs  # a bar for each count there can be
         edges = each if epochs < 40 else np.linspace(0, 100, 41)
-        heights, _ = np.histogram(shares, edges)
-        axis.stairs(heights / runs, edges, fill=True, facecolor="0.8", edgecolor="0.3")
-        axis.axvline(shares.mean(), color="black", linestyle="--", linewidth=1, label="mean")
+        heights, _ = np.histogram(np.concatenate(shares), edges)
+        axis.stairs(heights / len(shares), edges, fill=True, facecolor="0.8", edgecolor="0.3")
+        axis.axvline(np.mean(np.concatenate(shares)), color="black", linestyle="--", linewidth=1, label="mean")
         axis.set(xlabel="selected, % of the epochs", ylabel="training images")
-    legend_below(figure)
-    return figure
+    return legend_below(figure)

@@ -11,11 +11,9 @@ import dataset
 from models import CheckpointError, load_model
 from selector import Selector, draw_mixing, uncertainty
 
-MIXED, DROPPED = "#d55e00", "#666666"  # colors of what is mixed and what is dropped
+COLUMNS = 12  # images across the picture of the method
+MIXED, DROPPED, BACKDROP = "#d55e00", "#666666", "0.94"  # colors
 SCORES = {1: "least confidence", 2: "negative margin", 3: "entropy, nats"}  # of a strategy
-
-
-# ------------------------------------------------------------------------------------------------------------- data
 
 
 @cache
@@ -40,9 +38,13 @@ def trained_on(run, data_root):
 
 
 def class_name(run, label):
-    if run.settings["dataset"] == "synthetic":
-        return f"class {label}"
-    return dataset.CLASSES[label].replace("_", " ")
+    return f"class {label}" if run.settings["dataset"] == "synthetic" else dataset.CLASSES[label].replace("_", " ")
+
+
+def as_pixels(image):
+    """A normalized (3, 32, 32) image back as (32, 32, 3) uint8."""
+    pixels = image.permute(1, 2, 0) * torch.tensor(dataset.STD) + torch.tensor(dataset.MEAN)
+    return (pixels * 255).round().clamp(0, 255).byte().numpy()
 
 
 def selected(run, data_root):
@@ -74,16 +76,12 @@ def best_selecting(groups, data_root):
     return next((run for run in runs if student_file(run).exists() and trained_on(run, data_root)), None)
 
 
-# ------------------------------------------------------------------------------------------------------- selections
-
-
 def most_and_least_selected(run, data_root, count=10):
     """Two rows of training images with class name and how many epochs selected them."""
     counted = selected(run, data_root)
     if counted is None:
         return None
-    counts, _ = counted
-    split = trained_on(run, data_root)
+    counts, split = counted[0], trained_on(run, data_root)
     order = np.argsort(-counts, kind="stable")
     figure, axes = plt.subplots(2, count, figsize=(11, 3.2), layout="constrained")
     for row, text, chosen in zip(axes, ("most\noften", "least\noften"), (order[:count], order[::-1][:count])):
@@ -96,9 +94,6 @@ def most_and_least_selected(run, data_root, count=10):
     return figure
 
 
-# ----------------------------------------------------------------------------------------------------------- method
-
-
 def choose(run, student, split):
     """The batch of the best epoch with lambda nearest to 0.6, where mixing shows, as the student chooses from it.
 
@@ -108,15 +103,14 @@ def choose(run, student, split):
     lam, partner = draw_mixing(len(split), s["batch_size"], dataset.generator(s["seed"], epoch, dataset.MIXING))
     whole = max(1, len(split) // s["batch_size"])  # the last batch may be smaller
     step = int((lam[:whole] - 0.6).abs().argmin())
-    lam, partner = lam[step], partner.split(s["batch_size"])[step]
     images, labels, _ = split.batch(*split.batches(s["batch_size"], s["seed"], epoch)[step])
     with torch.no_grad():
         scores = uncertainty(student.train()(images), s["strategy"])
     selector = Selector(s["k"], s["b"], s["w"], s["strategy"], s["batch_size"])
-    return images, labels, scores, selector(images, scores, lam, partner)
+    return images, labels, scores, selector(images, scores, lam[step], partner.split(s["batch_size"])[step])
 
 
-def method(run, data_root, columns=12):
+def method(run, data_root):
     """The picture of the method: uncertainty and mask over the rank, and below, at ranks evenly spread, what becomes of
     the images. None where the run's student cannot be read.
     """
@@ -125,73 +119,53 @@ def method(run, data_root, columns=12):
     except (CheckpointError, OSError):
         return None
     images, labels, scores, selection = choose(run, student, trained_on(run, data_root))
-    n, k, s = len(images), len(selection.kept), run.settings
-    columns = min(columns, n)
-    cell = n / columns  # a column's width, in ranks
-    ranks = ((np.arange(columns) + 0.5) * cell - 0.5).round().astype(int)
-    shown = int((ranks < k).sum())  # columns that are kept
+    n, k = len(images), len(selection.kept)
+    ranks = ((np.arange(COLUMNS) + 0.5) * n / COLUMNS - 0.5).round().astype(int)
+    kept = int((ranks < k).sum())  # columns
 
-    # two axes over the same ranks, placed in inches so that an image is as high as wide
-    width, side, curve, between = 10, 0.55, 1.5, 0.5
-    span = width - 2 * side
-    rows, end = (0.3, 1.88, 3.46), 4.8  # tops of the rows of images, and the end, from the top, in cells
-    pictures = span / columns * end
-    height = 0.1 + curve + between + pictures
-    figure = plt.figure(figsize=(width, height))
-    over = {"xlim": (-0.5, n - 0.5), "facecolor": "none"}
-    top = figure.add_axes((side / width, 1 - (0.1 + curve) / height, span / width, curve / height), **over)
-    below = figure.add_axes((side / width, 0, span / width, pictures / height), ylim=(end, 0), **over)
-    below.axis("off")
-
+    figure = plt.figure(figsize=(10, 5.7))
+    top = figure.add_axes((0.055, 0.72, 0.89, 0.265), xlim=(-0.5, n - 0.5), xticks=ranks)
     top.plot(scores[selection.rank], "k-o", markevery=list(ranks), markersize=5)
-    top.set(xticks=ranks, ylabel=SCORES[s["strategy"]])
+    top.set_ylabel(SCORES[run.settings["strategy"]])
     top.set_xlabel("rank in the batch, the student least sure first", labelpad=2)
+    top.axvspan(k - 0.5, n - 0.5, color=BACKDROP, zorder=0)
     mask = top.twinx()
-    mask.plot(selection.mask, "--o", markevery=list(ranks[:shown]), markersize=5, color=MIXED)
+    mask.plot(selection.mask, "--o", markevery=list(ranks[:kept]), markersize=5, color=MIXED)
     mask.set_ylabel("partner's weight", color=MIXED)
     mask.set(ylim=(0, 1), yticks=(0, 0.5, 1))
     mask.grid(False)
     mask.text(k - 1.2, 0.88, f"kept: the first k = {k}", ha="right")
     mask.text(k + 0.2, 0.88, "dropped", color=DROPPED)
-    for axes, edge in ((top, k - 0.5), (below, shown * cell - 0.5)):
-        axes.axvspan(edge, n - 0.5, color="0.94", zorder=0)
 
-    def show(image, row, column, text, color="black", alpha=1.0):
-        x, y = (column + 0.5) * cell - 0.5, rows[row] + 0.5
-        box = (x - 0.47 * cell, x + 0.47 * cell, y + 0.47, y - 0.47)
-        below.imshow(as_pixels(image), extent=box, aspect="auto", interpolation="bicubic", alpha=alpha)
-        below.text(x, y + 0.52, text, ha="center", va="top", fontsize=7.5, color=color)
-        return box
+    # images, 1 wide and 1 high, under the ranks that they have above
+    below = figure.add_axes((0.055, 0, 0.89, 0.63), xlim=(0, COLUMNS), ylim=(4.8, 0), aspect="equal", anchor="N")
+    below.axis("off")
+    below.axvspan(kept, COLUMNS, color=BACKDROP, zorder=0)
+    rows = {
+        0.3: "the batch, ranked",
+        1.88: "+ a random partner",
+        3.46: "= what teacher and student see, and the partner's share of it",
+    }
+    for y, text in rows.items():
+        below.text(0.03, y - 0.08, text, fontweight="bold")
 
-    for text, y in zip(
-        ("the batch, ranked", "+ a random partner", "= what teacher and student see, and the partner's share of it"),
-        rows,
-    ):
-        below.text(-0.4, y - 0.08, text, fontweight="bold")
-    for column, rank in enumerate(ranks):
+    def show(image, x, y, text, color="black", alpha=1.0):
+        box = (x + 0.03, x + 0.97, y + 0.94, y)
+        below.imshow(as_pixels(image), extent=box, interpolation="bicubic", alpha=alpha)
+        below.text(x + 0.5, y + 0.99, text, ha="center", va="top", fontsize=7.5, color=color)
+
+    raw, partner, mixed = rows
+    for x, rank in enumerate(ranks):
         place = selection.rank[rank]
-        if column >= shown:
-            x0, x1, y0, y1 = show(images[place], 0, column, class_name(run, labels[place]), DROPPED, alpha=0.4)
-            below.plot((x0, x1, np.nan, x0, x1), (y0, y1, np.nan, y1, y0), color=DROPPED, linewidth=1)
+        if rank >= k:
+            show(images[place], x, raw, class_name(run, labels[place]), DROPPED, alpha=0.4)
+            below.plot((x + 0.03, x + 0.97), (raw, raw + 0.94), (x + 0.03, x + 0.97), (raw + 0.94, raw), color=DROPPED)
             continue
-        show(images[place], 0, column, class_name(run, labels[place]))
+        show(images[place], x, raw, class_name(run, labels[place]))
         place = selection.partner[rank]
-        show(images[place], 1, column, class_name(run, labels[place]))
-        show(selection.images[rank], 2, column, f"{100 * selection.mask[rank]:.0f} %", MIXED)
-    if shown < columns:
-        middle = (columns + shown) / 2 * cell - 0.5
-        below.text(
-            middle,
-            rows[1] + 0.5,
-            "the teacher never sees these,\nthe student does not learn from them",
-            ha="center",
-            color=DROPPED,
-        )
-    below.set(**over, ylim=(end, 0))
+        show(images[place], x, partner, class_name(run, labels[place]))
+        show(selection.images[rank], x, mixed, f"{100 * selection.mask[rank]:.0f} %", MIXED)
+    if kept < COLUMNS:
+        text = "the teacher never sees these,\nthe student does not learn from them"
+        below.text((kept + COLUMNS) / 2, partner + 0.5, text, ha="center", color=DROPPED, fontsize=8)
     return figure
-
-
-def as_pixels(image):
-    """A normalized (3, 32, 32) image back as (32, 32, 3) uint8."""
-    pixels = image.permute(1, 2, 0) * torch.tensor(dataset.STD) + torch.tensor(dataset.MEAN)
-    return (pixels * 255).round().clamp(0, 255).byte().numpy()

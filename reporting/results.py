@@ -3,16 +3,13 @@
 import csv
 import json
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from engine.run import RESULT_KEYS, read_json
 
 CONFIG_KEYS = {"kind", "arch", "settings", "defaults", "effective_settings", "precision"}
-TASK = ("dataset", "train_limit", "val_limit", "holdout", "epoch", "batch_size")
-"""The settings that runs share whose costs and accuracies may be compared."""
-
+TASK = ("dataset", "train_limit", "val_limit", "holdout", "epoch", "batch_size")  # alike where costs are compared
 UNMIXED = 1000  # from this steepness on, and with b the whole batch, no image is mixed to speak of
 
 
@@ -20,57 +17,31 @@ class NotARun(ValueError):
     """A folder that holds no run. The message says why."""
 
 
-@dataclass
 class RunFolder:
-    """One run as its folder tells it."""
+    """One run as its folder tells it; without a result it is unfinished.
 
-    folder: Path
-    config: dict
-    result: dict | None  # None: unfinished
+    Raises NotARun where config.json or result.json is damaged or not of these programs.
+    """
 
-    @classmethod
-    def read(cls, folder):
-        """Raises NotARun where config.json or result.json is damaged or not of these programs."""
-        config = read_dict(folder / "config.json", CONFIG_KEYS)
-        finished = (folder / "result.json").exists()
-        return cls(folder, config, read_dict(folder / "result.json", RESULT_KEYS) if finished else None)
-
-    @property
-    def settings(self):
-        return self.config["settings"]
-
-    @property
-    def defaults(self):
-        return self.config["defaults"]
-
-    @property
-    def network(self):
-        return self.config["arch"]
-
-    @property
-    def teacher(self):
-        """The teacher's architecture, None for a network alone."""
-        return self.config.get("teacher_arch")
+    def __init__(self, folder):
+        self.folder, self.config, self.result = folder, read_dict(folder / "config.json", CONFIG_KEYS), None
+        if (folder / "result.json").exists():
+            self.result = read_dict(folder / "result.json", RESULT_KEYS)
+        self.settings, self.defaults = self.config["settings"], self.config["defaults"]
+        self.network, self.teacher = self.config["arch"], self.config.get("teacher_arch")  # None: trained alone
+        self.seed, self.task = self.settings["seed"], tuple(self.settings[flag] for flag in TASK)
+        decisive = {**self.config["effective_settings"], "precision": self.config["precision"], "seed": None}
+        self.key = json.dumps(decisive, sort_keys=True)  # runs that share it are repetitions of each other
 
     @property
     def method(self):
         """ "alone", "KD" (all kept and in effect unmixed), "UNIX" or "random" (reduced, but not by uncertainty)."""
+        s = self.settings
         if self.config["kind"] == "teacher":
             return "alone"
-        s = self.settings
         if (s["strategy"], s["k"], s["b"]) == (0, s["batch_size"], s["batch_size"]) and s["w"] >= UNMIXED:
             return "KD"
         return "UNIX" if s["strategy"] else "random"
-
-    @property
-    def key(self):
-        """What decides the result, the seed apart: runs that share it are repetitions of each other."""
-        decisive = {**self.config["effective_settings"], "precision": self.config["precision"], "seed": None}
-        return json.dumps(decisive, sort_keys=True)
-
-    @property
-    def task(self):
-        return tuple(self.settings[flag] for flag in TASK)
 
     @cached_property
     def metrics(self):
@@ -88,8 +59,8 @@ def read_dict(path, keys):
     content = read_json(path)
     if not isinstance(content, dict):
         raise NotARun(f"{path.name} is missing or damaged")
-    if missing := sorted(set(keys) - set(content)):
-        raise NotARun(f"{path.name} has no {', '.join(missing)}")
+    if missing := keys - set(content):
+        raise NotARun(f"{path.name} has no {', '.join(sorted(missing))}")
     return content
 
 
@@ -98,32 +69,29 @@ def find(folders):
 
     A run found twice counts once, and of runs of the same settings and seed the first by name.
     """
-    runs, passed_over, seen, first = [], [], set(), {}
-    for given in folders:
-        found = list(candidates(given))
-        if not found:
-            passed_over.append(f"{given}: {'no run in it' if given.is_dir() else 'no such folder'}")
-        for folder in found:
-            if folder.resolve() in seen:
-                continue
-            seen.add(folder.resolve())
-            try:
-                run = RunFolder.read(folder)
-            except NotARun as e:
-                passed_over.append(f"{folder}: {e}, passed over")
-                continue
-            same = first.setdefault((run.key, run.settings["seed"], run.result is None), folder)
-            if same is folder:
-                runs.append(run)
-            else:
-                passed_over.append(f"{folder}: same settings and seed as {same}, passed over")
+    paths, runs, passed_over, first = {}, [], [], {}
+    for folder in folders:
+        below = {path.resolve(): path for path in candidates(folder)}
+        paths |= below
+        if not below:
+            passed_over.append(f"{folder}: no run there")
+    for path in sorted(paths.values()):
+        try:
+            run = RunFolder(path)
+        except NotARun as e:
+            passed_over.append(f"{path}: {e}, passed over")
+            continue
+        same = first.setdefault((run.key, run.seed, run.result is None), path)
+        if same is path:
+            runs.append(run)
+        else:
+            passed_over.append(f"{path}: same settings and seed as {same}, passed over")
     return runs, passed_over
 
 
 def candidates(folder):
     """`folder` itself where it looks like a run, else those below it that do."""
     for path, below, files in os.walk(folder):
-        below.sort()
         if "ckpt" in below or {"config.json", "result.json", "metrics.csv"} & set(files):
             below.clear()
             yield Path(path)

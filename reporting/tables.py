@@ -10,16 +10,16 @@ from models import model_dict
 from reporting import published
 from reporting.groups import kd_baseline, relative_to_kd, shared_settings
 
-COLUMNS = {  # of a row: (title, format); a table has those in which something stands
+COLUMNS = {  # of a row: (title, format); those of a section first, and tables only have those in which something stands
     "teacher": ("teacher", ""),
     "student": ("student", ""),
     "setting": ("setting", ""),
     "method": ("method", ""),
     "seeds": ("seeds", ""),
-    "best": ("best %", ".2f"),
-    "last": ("last %", ".2f"),
-    "test_best": ("test %, best epoch", ".2f"),
-    "test_last": ("test %, last epoch", ".2f"),
+    "best_acc": ("best %", ".2f"),
+    "last_acc": ("last %", ".2f"),
+    "test_acc_best": ("test %, best epoch", ".2f"),
+    "test_acc_last": ("test %, last epoch", ".2f"),
     "published": ("published %", ".2f"),
     "difference": ("difference", "+.2f"),
     "teacher_queries": ("images the teacher saw", ",.0f"),
@@ -27,14 +27,11 @@ COLUMNS = {  # of a row: (title, format); a table has those in which something s
     "computation_usual": ("same, backward = 2 forwards", ".2f"),
     "tmac": ("TMAC", ".2f"),
     "time": ("time, % of KD", ".1f"),
-    "seconds": ("training, s", ".1f"),
+    "train_seconds": ("training, s", ".1f"),
 }
-IN_A_SECTION = [column for column in COLUMNS if column not in ("teacher", "student", "setting")]
-IN_A_TERMINAL = [
-    "teacher", "student", "setting", "method", "seeds", "best", "last", "teacher_queries", "computation", "time",
-    "seconds",
-]  # fmt: skip
-MEASURED = {"best": "best_acc", "last": "last_acc", "test_best": "test_acc_best", "test_last": "test_acc_last"}
+IN_A_SECTION = list(COLUMNS)[3:]
+IN_A_TERMINAL = set(COLUMNS) - {"published", "difference", "computation_usual", "tmac"}
+ACCURACIES = [column for column in COLUMNS if "_acc" in column]
 
 
 def rows(section, groups):
@@ -47,31 +44,27 @@ def row(section, name, g, kd):
         own = g.mean(f"computation{ending}")
         return relative_to_kd(g, kd, f"train_macs{ending}") if own is None else 100 * own
 
-    measured = {}
-    for column, entry in MEASURED.items():
-        measured |= {column: g.mean(entry), f"{column}_std": g.spread(entry)}
     return {
         "teacher": section.teacher,
         "student": section.student,
         "setting": ", ".join(section.settings) or None,
         "method": name,
         "seeds": len(g.runs),
-        **measured,
+        **{column: g.mean(column) for column in (*ACCURACIES, "teacher_queries", "train_seconds")},
+        **{f"{column}_std": g.spread(column) for column in ACCURACIES},
         "published": g.published,
-        "difference": None if g.published is None else g.mean("best_acc") - g.published,
-        "teacher_queries": g.mean("teacher_queries"),
+        "difference": g.published and g.mean("best_acc") - g.published,
         "computation": computation(""),
         "computation_usual": computation("_usual"),
         "tmac": g.mean("train_macs") / 1e12,
         "time": relative_to_kd(g, kd, "train_seconds"),
-        "seconds": g.mean("train_seconds"),
         "command": g.command,
     }
 
 
 def table(rows, columns):
     """[titles, cells, ...] of strings, without the columns in which nothing stands."""
-    columns = [column for column in columns if any(row[column] is not None for row in rows)]
+    columns = [column for column in COLUMNS if column in columns and any(row[column] is not None for row in rows)]
     return [[COLUMNS[column][0] for column in columns], *([cell(row, column) for column in columns] for row in rows)]
 
 
@@ -95,13 +88,13 @@ def cost_table():
     macs = {arch: forward_macs(model_dict[arch]()) for arch in {arch for pair in published.pairs() for arch in pair}}
     for (teacher, student), pair in published.pairs().items():
         ft, fs = macs[teacher], macs[student]
-        one, two = (100 * relative_cost(fs, ft, 48, 64, backward=backward) for backward in (1, 2))
-        figures = (ft / 1e6, fs / 1e6, ft / fs, one, pair["computation"], two)
-        table.append((teacher, student, *(f"{figure:.2f}" for figure in figures)))
+        ours, usual = (100 * relative_cost(fs, ft, 48, 64, backward=backward) for backward in (1, 2))
+        figures = (ft / 1e6, fs / 1e6, ft / fs, ours, pair["computation"], usual)
+        table.append((teacher, student, *map("{:.2f}".format, figures)))
     return table
 
 
-# ------------------------------------------------------------------------------------------------------------- text
+# -------------------------------------------------------------------------------------------------------- documents
 
 NOTES = (
     "Accuracies are top-1 in percent, mean ± standard deviation (of the sample) over the seeds. The best epoch is "
@@ -121,37 +114,37 @@ def blocks(sections, groups, unfinished, pictures):
     yield "h1", "Report"
     count, settings = sum(len(g.runs) for g in groups), ", ".join(shared_settings(groups))
     yield "p", f"Finished runs: {count}. Settings of all, beside the published ones: {settings or 'none'}."
-    for note in NOTES:
-        yield "p", note
+    yield from (("p", note) for note in NOTES)
     for section, rows in sections:
         yield "h2", section.title
-        if section.teacher_acc is not None:
-            yield "p", teacher_line(section)
+        yield from (("p", line) for line in teacher_lines(section))
         yield "table", table(rows, IN_A_SECTION)
         yield "p", "To repeat the rows, in order:"
-        yield "code", "\n".join(g.command for _, g in section.named)
+        yield "code", "\n".join(row["command"] for row in rows)
     if unfinished:
         yield "h2", "Unfinished"
         yield "table", [("run", "epochs done", "best % so far"), *map(progress, unfinished)]
     if pictures:
         yield "h2", "Pictures"
-    for path, caption in pictures:
-        yield "picture", (path, caption)
+        yield from (("picture", picture) for picture in pictures)
 
 
-def teacher_line(section):
-    """What is known of the teacher that was distilled from."""
-    comparable = any(g.first.teacher and g.published for _, g in section.named)
-    acc = published.pairs()[section.teacher, section.student]["teacher_acc"] if comparable else None
-    stated = f" (published: {acc:.2f} %)" if acc else ""
-    return f"The teacher, {section.teacher}, has {section.teacher_acc:.2f} % on the validation images{stated}."
+def teacher_lines(section):
+    """What is known of the teacher that was distilled from, beside its published accuracy where that compares."""
+    distilled = [g for _, g in section.named if g.first.teacher]
+    published_acc = (
+        any(g.published for g in distilled) and published.pairs()[section.teacher, section.student]["teacher_acc"]
+    )
+    for acc in sorted({g.mean("teacher_acc") for g in distilled} - {None}):
+        stated = f" (published: {published_acc:.2f} %)" if published_acc else ""
+        yield f"The teacher, {section.teacher}, has {acc:.2f} % on the validation images{stated}."
 
 
 def aligned(table):
     """A Markdown table whose columns line up. table: rows of strings, the first one the header."""
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = [table[0], ["-" * width for width in widths], *table[1:]]
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
 def csv_text(rows):
@@ -177,10 +170,8 @@ def markdown(blocks):
 
 def page(blocks):
     """One HTML file that needs no other."""
-    from jinja2 import Environment, FileSystemLoader  # only here: the terminal's table needs neither
+    from jinja2 import Environment, FileSystemLoader  # only here: the terminal's table does not need it
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
     return environment.get_template("page.html.jinja").render(blocks=blocks)

@@ -27,7 +27,7 @@ def student(trained_teacher, tmp_path_factory):
 
 
 def read(folder):
-    return results.RunFolder.read(folder)
+    return results.RunFolder(folder)
 
 
 def group_of(*folders):
