@@ -1,4 +1,4 @@
-"""speed.py: that what is fast computes the same; graphs by a stand-in for CUDA's."""
+"""engine/compile.py: that what is fast computes the same; graphs by a stand-in for CUDA's."""
 
 import copy
 import os
@@ -13,12 +13,12 @@ from test_programs import KD, distil, distiller_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import speed
+import engine.compile
 import teacher
-from benchmarks.faults import differences, flatten, outcome
+from faults import differences, flatten, outcome
 from benchmarks.plain import PlainDistiller
 from models import load_model, model_dict
-from speed import Replay, choose_compilation, frozen
+from engine.compile import CUDAGraphed, freeze, resolve_compile
 from utils import autocast
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Replay behaves as on CUDA, with a Recorder for the graph. Gives the list of those made."""
+    """CUDAGraphed behaves as on CUDA, with a Recorder for the graph. Gives the list of those made."""
     made = []
 
     class Stream:
@@ -66,7 +66,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(Replay, "allowed", True)
+    monkeypatch.setattr(CUDAGraphed, "allowed", True)
     return made
 
 
@@ -78,18 +78,18 @@ def test_replay(graphs):
         total.add_(x.sum())
         return {"product": x * y * factor}
 
-    replay, expected = Replay(function, 3), 0
+    replay, expected = CUDAGraphed(function, 3), 0
     for i in range(8):
         x = torch.full((3,), float(i))
         assert replay(x, torch.tensor(2.0))["product"].tolist() == [4 * i] * 3
         expected += 3 * i
         assert total == expected
     (graph,) = graphs
-    assert graph.replays == 8 - Replay.WARM_UP
+    assert graph.replays == 8 - CUDAGraphed.WARM_UP
     assert replay(torch.ones(2), torch.tensor(1.0))["product"].tolist() == [2, 2] and graph.replays == 5
     factor = 10
     assert replay(torch.ones(3), torch.tensor(1.0))["product"].tolist() == [2] * 3
-    replay.forget()
+    replay.reset()
     assert replay(torch.ones(3), torch.tensor(1.0))["product"].tolist() == [10] * 3
 
 
@@ -97,9 +97,9 @@ def test_replay(graphs):
 def backends():
     """Leaves torch's settings as they were."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, Replay.allowed
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, CUDAGraphed.enabled
     yield
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, Replay.allowed = before
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, CUDAGraphed.enabled = before
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def backends():
 )  # fmt: skip
 def test_what_a_process_is_prepared_for(monkeypatch, backends, device, count, graphs, tf32, allowed):
     monkeypatch.setenv("WORLD_SIZE", str(count))
-    speed.prepare(torch.device(device), tf32, graphs)
-    assert Replay.allowed == allowed
+    engine.compile.setup_backend(torch.device(device), tf32, graphs)
+    assert CUDAGraphed.enabled == allowed
     if device == "cuda":
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
         assert torch.backends.cudnn.benchmark
@@ -148,18 +148,19 @@ def losses(trained_teacher, precision, compilation, steps=20):
     teacher_model = load_model(trained_teacher / "ckpt" / "best.pth")[0].to(memory_format=torch.channels_last)
     student = model_dict["resnet8"]().to(memory_format=torch.channels_last)
     cast = autocast(CPU, precision)
-    distiller = distiller_of(student, teacher_model, SLOWLY, images=64 * steps, cast=cast, compilation=compilation)
-    plain = [distiller.teacher is teacher_model, distiller.scoring is student, distiller.learning is student]
-    assert plain == [compilation == "nothing"] * 3
-    return torch.stack([distiller.step(*drawn)["train/loss"][0] for drawn in distiller.draw(1)])
+    flags = f"{SLOWLY} --compile {compilation}"
+    distiller = distiller_of(student, teacher_model, flags, images=64 * steps, cast=cast)
+    plain = [distiller.teacher is teacher_model, distiller.student is student, distiller.ddp_student is student]
+    assert plain == [compilation == "off"] * 3
+    return torch.stack([distiller.step(*batch)["train/loss"][0] for batch in distiller.batches(1)])
 
 
 def test_fast_and_plain_give_the_same_losses(trained_teacher):
-    plain, fast = (losses(trained_teacher, "fp32", compilation) for compilation in ("nothing", "all"))
+    plain, fast = (losses(trained_teacher, "fp32", compilation) for compilation in ("off", "on"))
     assert len(set(plain.tolist())) == 20
     torch.testing.assert_close(fast[0], plain[0], rtol=1e-5, atol=0)
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=0)
-    halved = losses(trained_teacher, "bf16", "all")
+    halved = losses(trained_teacher, "bf16", "on")
     torch.testing.assert_close(halved[0], plain[0], rtol=0.05, atol=0)
     assert not torch.equal(halved, plain)
 
@@ -174,10 +175,10 @@ def test_the_plain_loop_gives_the_same_losses(trained_teacher):
     )
     channels_last = {"memory_format": torch.channels_last}
     distiller = distiller_of(student.to(**channels_last), teacher_model.to(**channels_last), SLOWLY, images=64 * 20)
-    for i, drawn in enumerate(distiller.draw(1)):
-        images, labels, _ = distiller.train.batch(*drawn[:3])
-        plain.step(images.contiguous(), labels, *drawn[3:])
-        ours = distiller.step(*drawn)
+    for i, batch in enumerate(distiller.batches(1)):
+        images, labels, _ = distiller.data.train.batch(*batch[:3])
+        plain.step(images.contiguous(), labels, *batch[3:])
+        ours = distiller.step(*batch)
         tolerance = 1e-5 if i == 0 else 1e-3
         assert ours["train/loss"][0].item() == pytest.approx(plain.statistics["loss"][i], rel=tolerance)
         entropy = ours["train/s_all_entropy"].mean().item()
@@ -190,21 +191,21 @@ def test_a_frozen_teacher_that_differs_is_not_used(trained_teacher, monkeypatch,
     monkeypatch.setattr(
         torch, "compile", lambda network, dynamic: lambda x, is_feat: (None, network(x) * torch.linspace(0.8, 1, 100))
     )
-    assert frozen(teacher_model, images, nullcontext) is teacher_model
+    assert freeze(teacher_model, images, nullcontext) is teacher_model
     assert "differs from the plain one by" in capsys.readouterr().out
 
 
-def test_choose_compilation(monkeypatch, capsys):
+def test_resolve_compile(monkeypatch, capsys):
     probed = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: probed.append(1) or function)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda x: probed.append(1))
-    long, short, gpu = speed.COMPILING_PAYS, speed.COMPILING_PAYS - 1, torch.device("cuda")
-    assert choose_compilation("off", CPU, long) == "nothing" and not capsys.readouterr().out
-    assert choose_compilation("auto", CPU, short) == "nothing" and "too few" in capsys.readouterr().out
+    long, short, gpu = engine.compile.COMPILING_PAYS, engine.compile.COMPILING_PAYS - 1, torch.device("cuda")
+    assert resolve_compile("off", CPU, long) == "none" and not capsys.readouterr().out
+    assert resolve_compile("auto", CPU, short) == "none" and "too few" in capsys.readouterr().out
     assert not probed
-    assert choose_compilation("auto", CPU, long) == "teacher" and choose_compilation("auto", gpu, long) == "all"
-    assert choose_compilation("on", CPU, short) == choose_compilation("on", gpu, short) == "all" and len(probed) == 4
+    assert resolve_compile("auto", CPU, long) == "teacher" and resolve_compile("auto", gpu, long) == "all"
+    assert resolve_compile("on", CPU, short) == resolve_compile("on", gpu, short) == "all" and len(probed) == 4
 
 
 def test_without_a_compiler_it_runs_on(tmp_path):
@@ -215,7 +216,7 @@ def test_without_a_compiler_it_runs_on(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("compilation:")]
-    assert line.startswith("compilation: nothing, it does not work here (")
+    assert line.startswith("compilation: none, it does not work here (")
 
 
 @pytest.mark.parametrize("arch", ["MobileNetV2", "ShuffleV2"])

@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR100
 from torchvision.transforms import functional
 
 import dataset
-from dataset import MEAN, STD, DataError, Split, augment, holdout_positions, load, normalize, synthetic
+from dataset import MEAN, STD, DataError, Split, augment, held_out_mask, load, normalize, synthetic
 
 
 def random_images(n, seed=0):
@@ -36,7 +36,7 @@ def test_augmentation_is_torchvision_s():
 
 
 def epoch_of(split, *batch_size_seed_and_epoch):
-    return [split.batch(*drawn) for drawn in split.draw(*batch_size_seed_and_epoch)]
+    return [split.batch(*drawn) for drawn in split.batches(*batch_size_seed_and_epoch)]
 
 
 def test_an_epoch_shows_each_image_once():
@@ -47,7 +47,7 @@ def test_an_epoch_shows_each_image_once():
     assert sorted(indices.tolist()) == list(range(150)) and indices.tolist() != list(range(150))
     assert torch.equal(torch.cat([labels for _, labels, _ in batches]), split.labels[indices])
     images = torch.cat([images for images, _, _ in batches])
-    # each augmented image holds the centre of its own original, at one of 81 offsets and perhaps mirrored
+    # each augmented image holds the center of its own original, at one of 81 offsets and perhaps mirrored
     for i, image in zip(indices[:10], images[:10]):
         crops = augment(split.images[i].repeat(162, 1, 1, 1), *every_augmentation())
         assert (normalize(crops, split.mean, split.std) == image).flatten(1).all(1).any()
@@ -90,17 +90,18 @@ def test_batches_follow_from_seed_epoch_and_step():
 
 def test_holdout_is_stratified_and_fixed_by_the_seed():
     labels = np.arange(5000) % 100
-    chosen = holdout_positions(labels, 500, seed=0)
+    chosen = held_out_mask(labels, 500, seed=0)
     assert chosen.sum() == 500 and (np.bincount(labels[chosen]) == 5).all()
-    assert (chosen == holdout_positions(labels, 500, seed=0)).all()
-    assert (chosen != holdout_positions(labels, 500, seed=1)).any()
+    assert (chosen == held_out_mask(labels, 500, seed=0)).all()
+    assert (chosen != held_out_mask(labels, 500, seed=1)).any()
     uneven = np.array([0] * 90 + [1] * 10)
-    assert np.bincount(uneven[holdout_positions(uneven, 20, seed=0)]).tolist() == [18, 2]
+    assert np.bincount(uneven[held_out_mask(uneven, 20, seed=0)]).tolist() == [18, 2]
 
 
 def test_holdout_splits_the_training_images():
-    data = load("synthetic", None, "cpu", train_limit=1000, val_limit=200, holdout=100)
     whole = load("synthetic", None, "cpu", train_limit=1000, val_limit=200)
+    data = whole.hold_out(100, seed=0)
+    assert whole.hold_out(0, seed=0) is whole
     assert (len(data.train), len(data.val), len(data.test)) == (900, 100, 200) and whole.test is None
     assert sorted(torch.cat([data.train.indices, data.val.indices]).tolist()) == list(range(1000))
     assert torch.equal(data.val.images, whole.train.images[data.val.indices])

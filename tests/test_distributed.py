@@ -1,4 +1,4 @@
-"""processes.py and the programs over several processes, by gloo on the CPU; torchrun runs this file as the worker."""
+"""engine/distributed.py and the programs over several processes, by gloo on the CPU; torchrun runs this file as the worker."""
 
 import csv
 import json
@@ -16,15 +16,15 @@ import torch
 from conftest import QUICK, ROOT
 
 import dataset
-import processes
+from engine import distributed
 import student_v0
 import teacher
-from evaluation import Evaluator
-from loop import TrainingStep
+from engine.meters import Evaluator
+from engine.trainer import TrainStep
 from models import model_dict
 from selector import Selector, draw_mixing
 
-IMAGES = 64 + 18  # a whole batch and one that four processes cannot share evenly
+IMAGES = 64 + 16
 FLAGS = {"UNIX": "", "KD": "--strategy 0 --k 64 --b 64 --w 1000", "AT": "--other-distill AT --ce-weight 1"}
 
 
@@ -35,10 +35,8 @@ def selected(scores):
     """This process's rows of a selection of marked images, by rank."""
     images = torch.arange(64.0)[:, None].repeat(1, 3)
     _, partner = draw_mixing(64, 64, np.random.default_rng(5))
-    share = processes.share()
-    gathered = processes.gather(scores[share], 64)
-    selection = Selector()(images, gathered, torch.tensor(0.7), partner, share)
-    return list(selection[:4])
+    selection = Selector()(images, scores, torch.tensor(0.7), partner)
+    return list(distributed.shard(selection)[:4])
 
 
 def learned(flags):
@@ -47,24 +45,24 @@ def learned(flags):
     data = dataset.load("synthetic", None, "cpu", IMAGES, 301)
     networks = [model_dict["resnet8"]().eval() for _ in range(2)]
     if flags is None:
-        args = teacher.flags().parse_args(["--arch", "resnet8"])
-        learner = teacher.Classifier(networks[0], args, data, nullcontext, 0)
+        args = teacher.make_parser().parse_args(["--arch", "resnet8"])
+        trainer = teacher.TeacherTrainer(networks[0], args, data, nullcontext)
     else:
-        args = student_v0.flags().parse_args(["--student-arch", "resnet8", "--lr", "0.001", *flags.split()])
-        learner = student_v0.Distiller(*networks, args, data, nullcontext, (0, 0))
-        learner.centres.copy_(torch.randn(100, 64))
-    step = TrainingStep(learner, torch.device("cpu"))
-    for drawn in learner.draw(1):
-        step(*drawn)
-    step.meters.combine()
-    evaluated = Evaluator(learner.model, data.val, nullcontext)()
-    weights = {name: tensor for name, tensor in learner.model.state_dict().items() if tensor.is_floating_point()}
+        args = student_v0.make_parser().parse_args(["--student-arch", "resnet8", "--lr", "0.001", *flags.split()])
+        trainer = student_v0.Distiller(*networks, args, data, nullcontext)
+        trainer.centers.copy_(torch.randn(100, 64))
+    step = TrainStep(trainer)
+    for batch in trainer.batches(1):
+        step(*batch)
+    step.meters.reduce()
+    evaluated = Evaluator(trainer.model, data.val, nullcontext)()
+    weights = {name: tensor for name, tensor in trainer.model.state_dict().items() if tensor.is_floating_point()}
     return {
         "weights": weights,
         "means": step.meters.means(),
         "counts": step.meters.counts,
         "evaluated": evaluated,
-        "counter": getattr(learner, "counted", None),
+        "counter": getattr(trainer, "selected", None),
     }
 
 
@@ -83,7 +81,7 @@ def evaluated_statistics():
     """What a network's statistics have made of it: each process has other ones, the first one's count."""
     torch.manual_seed(4)
     model, split = model_dict["resnet8"](), dataset.load("synthetic", None, "cpu", 2, 100).val
-    torch.manual_seed(processes.rank())
+    torch.manual_seed(distributed.rank())
     model.train()(torch.randn(8, 3, 32, 32))
     loss, acc, _ = Evaluator(model, split, nullcontext)()
     return loss, acc, dict(model.named_buffers())
@@ -92,7 +90,7 @@ def evaluated_statistics():
 def error_of(fail):
     """What from_first() raises in this process where only the first one fails."""
     try:
-        processes.from_first(fail if processes.rank() == 0 else lambda: None)
+        distributed.run_on_rank0(fail if distributed.rank() == 0 else lambda: None)
     except (ZeroDivisionError, SystemExit) as e:
         return type(e).__name__
 
@@ -129,9 +127,9 @@ def alone():
 
 
 def test_the_union_of_the_selections_is_the_single_process_one(several, alone):
-    for of_each, whole in zip(zip(*(process["selected"] for process in several)), alone["selected"]):
-        assert len({len(part) for part in of_each}) == 1
-        together = torch.stack(of_each, 1).flatten(0, 1)  # rank r is with process r modulo their number
+    for parts, whole in zip(zip(*(process["selected"] for process in several)), alone["selected"]):
+        assert len({len(part) for part in parts}) == 1
+        together = torch.stack(parts, 1).flatten(0, 1)  # rank r is with process r modulo their number
         assert torch.equal(together, whole)
 
 
@@ -153,11 +151,11 @@ def test_steps_are_the_single_process_ones(several, alone, method):
 @pytest.mark.parametrize("method", ["teacher", "UNIX"])
 def test_validation_is_the_single_process_one(several, alone, method):
     """301 images, of which no process has the same number; each counts once."""
-    loss, acc, centres = alone["learned"][method]["evaluated"]
+    loss, acc, centers = alone["learned"][method]["evaluated"]
     for process in several:
         ours = process["learned"][method]["evaluated"]
         assert ours[0] == pytest.approx(loss, rel=1e-4) and ours[1] == pytest.approx(acc, abs=1e-9)
-        torch.testing.assert_close(ours[2], centres, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours[2], centers, rtol=1e-3, atol=1e-4)
 
 
 def test_the_first_process_s_statistics_are_those_of_all(several, alone):
@@ -221,9 +219,9 @@ def workers(process):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ("--batch-size 63", "--batch-size: 63 cannot be shared by 2 processes"),
-        ("--k 47", "--k: 47 cannot be shared by 2 processes"),
-        ("--train-limit 65", "--batch-size: the last batch is too small for 2 processes"),
+        ("--batch-size 63", "--batch-size: it does not divide by 2 processes"),
+        ("--k 47", "--k: 47 does not divide by 2 processes"),
+        ("--train-limit 67", "--batch-size: the last batch, of 3, does not divide by 2 processes"),
         ("--other-distill SP", "--other-distill: SP compares over the batch"),
         ("--sync-bn", "--sync-bn: torch has it on GPUs only"),
     ],
@@ -242,6 +240,6 @@ def test_bad_input_is_told_once(tmp_path):
 
 
 if __name__ == "__main__":
-    processes.join(torch.device("cpu"))
-    torch.save(everything(), Path(sys.argv[1]) / f"{processes.rank()}.pt")
-    processes.part()
+    distributed.init(torch.device("cpu"))
+    torch.save(everything(), Path(sys.argv[1]) / f"{distributed.rank()}.pt")
+    distributed.shutdown()

@@ -1,8 +1,9 @@
-"""cost.py against the published column of the computation and the counting behind it."""
+"""engine/flops.py against the published column of the computation and the counting behind it."""
 
 import pytest
 
-from cost import computation, forward_macs, spent, training_macs
+from engine.flops import cost_so_far, forward_macs, relative_cost, training_macs
+from models import model_dict
 
 PUBLISHED = {  # teacher student: computation relative to KD in percent, k 48 of 64
     "vgg13 MobileNetV2": 77.49, "ResNet50 MobileNetV2": 75.57, "ResNet50 vgg8": 81.43, "resnet32x4 ShuffleV1": 78.43,
@@ -13,11 +14,11 @@ PUBLISHED = {  # teacher student: computation relative to KD in percent, k 48 of
 
 @pytest.mark.parametrize("pair", PUBLISHED)
 def test_published_computation(pair):
-    ft, fs = map(forward_macs, pair.split())
-    assert 100 * computation(fs, ft, 48, 64) == pytest.approx(PUBLISHED[pair], abs=0.35)
-    assert computation(fs, ft, 48, 64, backward=2) == pytest.approx(48 / 64 + 1 / (ft / fs + 3))
-    assert computation(fs, ft, 64, 64, scores=False) == computation(fs, ft, 64, 64, scores=False, backward=2) == 1
-    assert computation(fs, ft, 48, 64, scores=False) == 0.75
+    ft, fs = (forward_macs(model_dict[arch]()) for arch in pair.split())
+    assert 100 * relative_cost(fs, ft, 48, 64) == pytest.approx(PUBLISHED[pair], abs=0.35)
+    assert relative_cost(fs, ft, 48, 64, backward=2) == pytest.approx(48 / 64 + 1 / (ft / fs + 3))
+    assert relative_cost(fs, ft, 64, 64, scored=False) == relative_cost(fs, ft, 64, 64, scored=False, backward=2) == 1
+    assert relative_cost(fs, ft, 48, 64, scored=False) == 0.75
 
 
 def test_counting():
@@ -26,9 +27,9 @@ def test_counting():
     assert training_macs(10, 100, trained=3, scored=4, backward=2) == 3 * (100 + 30) + 4 * 10
 
 
-def test_spent():
-    assert spent(10, trained=3) == {"teacher_queries": 0, "train_macs": 60, "train_macs_usual": 90}
-    figures = spent(10, 100, trained=3, scored=4, drawn=4)
+def test_cost_so_far():
+    assert cost_so_far(10, trained=3) == {"teacher_queries": 0, "train_macs": 60, "train_macs_usual": 90}
+    figures = cost_so_far(10, 100, trained=3, scored=4, seen=4)
     assert figures["teacher_queries"] == 3
     assert (figures["train_macs"], figures["train_macs_usual"]) == (400, 430)
     assert figures["computation"] == 400 / 480 and figures["computation_usual"] == 430 / 520

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from losses import attention_transfer, check_features, kd_loss, mixed_cross_entropy, similarity_preserving
+from losses import attention_transfer, kd_loss, mixed_cross_entropy, similarity_preserving
 from models import model_dict
 
 
@@ -104,7 +104,7 @@ def features_of(name):
 def test_features_that_cannot_be_paired():
     with pytest.raises(ValueError, match="student has 4 stages and the teacher 3"):
         attention_transfer(features_of("vgg8"), features_of("wrn_40_2"))
-    check_features("SP", features_of("vgg8"), features_of("wrn_40_2"))
+    assert similarity_preserving(features_of("vgg8"), features_of("wrn_40_2")).isfinite()
 
 
 @pytest.mark.parametrize("pair", ["vgg13 MobileNetV2", "ResNet50 vgg8", "resnet32x4 ShuffleV1", "wrn_40_2 ShuffleV2"])

@@ -1,4 +1,4 @@
-"""evaluation.py: meters and validation."""
+"""engine/meters.py: meters and validation."""
 
 from contextlib import nullcontext
 
@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from dataset import Split, normalize
-from evaluation import Evaluator, Meters, correct
+from engine.meters import Evaluator, Meters, correct
 from models import model_dict
 
 
 def add(meters, stats):
     meters.add(stats)
-    meters.count(stats)
+    meters.update_counts(stats)
 
 
 def test_meters_are_means_over_samples():
@@ -25,15 +25,15 @@ def test_meters_are_means_over_samples():
     half = meters.state()
     half = ({**half[0]}, {**half[1]})
     places = {name: total.data_ptr() for name, total in meters.sums.items()}
-    meters.restart()
+    meters.reset()
     add(meters, {"a": torch.tensor([7.0])})
     assert meters.means()["a"] == 7
-    meters.restart(half)
+    meters.reset(half)
     add(meters, {"a": torch.tensor([9.0])})
     assert meters.means() == {"a": 5.0, "b": 50.0}
     assert places == {name: total.data_ptr() for name, total in meters.sums.items()}
     fresh = Meters()
-    fresh.restart(half)
+    fresh.reset(half)
     assert fresh.means() == {"a": 4.0, "b": 50.0}
 
 
@@ -56,9 +56,9 @@ def test_evaluate():
     model = model_dict["resnet8"]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     evaluator = Evaluator(model, split, nullcontext)
-    loss, acc, centres = evaluator()
+    loss, acc, centers = evaluator()
     again = evaluator()
-    assert again[:2] == (loss, acc) and torch.equal(again[2], centres)
+    assert again[:2] == (loss, acc) and torch.equal(again[2], centers)
     other = model_dict["resnet8"]()
     model.load_state_dict(other.state_dict())
     assert evaluator()[:2] == Evaluator(other, split, nullcontext)()[:2] != (loss, acc)
@@ -68,11 +68,11 @@ def test_evaluate():
     assert loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
     assert acc == pytest.approx((logits.argmax(1) == split.labels).double().mean().item() * 100)
     for label in (0, 57, 99):
-        torch.testing.assert_close(centres[label], features[-1][split.labels == label].mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(centers[label], features[-1][split.labels == label].mean(0), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_class_without_an_image_has_no_centre():
+def test_a_class_without_an_image_has_no_center():
     split = Split(torch.zeros(99, 32, 32, 3, dtype=torch.uint8), torch.arange(99), torch.arange(99))
-    centres = Evaluator(model_dict["resnet8"](), split, nullcontext)()[2]
-    assert centres[:99].isfinite().all() and centres[99].isnan().all()
+    centers = Evaluator(model_dict["resnet8"](), split, nullcontext)()[2]
+    assert centers[:99].isfinite().all() and centers[99].isnan().all()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import nullcontext
 
 import numpy as np
@@ -18,9 +19,9 @@ from torchvision.datasets import CIFAR100
 import dataset
 import student_v0
 import teacher
-from cost import forward_macs
-from evaluation import Evaluator, Meters
-from loop import TrainingStep, final_test
+from engine.flops import forward_macs
+from engine.meters import Evaluator, Meters
+from engine.trainer import TrainStep, final_test
 from losses import attention_transfer, similarity_preserving
 from models import load_model, model_dict
 
@@ -123,7 +124,7 @@ def test_student_files_of_unix(trained_teacher, tmp_path):
     result, metrics = read(folder)
     events = scalars(folder)
     assert set(events) == STATISTICS | {"val/cls_loss", "val/cls_acc"} | {f"cost/{name}" for name in COST}
-    # no validation pass comes before the first epoch, so there are no class centres in it
+    # no validation pass comes before the first epoch, so there are no class centers in it
     assert [step for step, _ in events["train/center_dist"]] == [2] and metrics[0]["train/center_dist"] == ""
     assert all([step for step, _ in events[tag]] == [1, 2] for tag in events if tag != "train/center_dist")
 
@@ -186,11 +187,11 @@ def test_ordinary_distillation_costs_what_it_costs(trained_teacher, tmp_path, mo
     assert STATISTICS - set(scalars(folder)) == left_out and read(folder)[0]["teacher_queries"] == 2 * 496
 
 
-def distiller_of(student, teacher_model, *flags, images=64, cast=nullcontext, compilation="nothing"):
-    """A Distiller of so many synthetic images, in fp32 on the CPU."""
-    args = student_v0.flags().parse_args([word for flag in flags for word in flag.split()])
+def distiller_of(student, teacher_model, *flags, images=64, cast=nullcontext):
+    """A Distiller of so many synthetic images on the CPU."""
+    args = student_v0.make_parser().parse_args([word for flag in flags for word in flag.split()])
     data = dataset.load("synthetic", None, "cpu", images, 1)
-    return student_v0.Distiller(student.train(), teacher_model, args, data, cast, (1, 1), compilation)
+    return student_v0.Distiller(student.train(), teacher_model, args, data, cast)
 
 
 def confidences(p):
@@ -209,12 +210,12 @@ def test_one_step_is_the_method(trained_teacher, flags):
     student, reference = model_dict["resnet8"](), model_dict["resnet8"]()
     reference.load_state_dict(student.state_dict())
     distiller = distiller_of(student, teacher_model, flags)
-    args, centres = distiller.args, torch.randn(100, 64)
-    distiller.centres.copy_(centres)
-    (drawn,) = distiller.draw(1)
-    stats = distiller.step(*drawn)
-    images, labels, indices = distiller.train.batch(*drawn[:3])
-    lam, partner = drawn[3:]
+    args, centers = distiller.args, torch.randn(100, 64)
+    distiller.centers.copy_(centers)
+    (batch,) = distiller.batches(1)
+    stats = distiller.step(*batch)
+    images, labels, indices = distiller.data.train.batch(*batch[:3])
+    lam, partner = batch[3:]
 
     # score, rank
     reference.train()
@@ -247,15 +248,16 @@ def test_one_step_is_the_method(trained_teacher, flags):
     tolerance = {"rtol": 2e-3, "atol": 2e-4} if args.other_distill else {"rtol": 1e-4, "atol": 1e-5}
     for (name, ours), theirs in zip(student.state_dict().items(), reference.state_dict().values()):
         torch.testing.assert_close(ours, theirs, **tolerance, msg=name)
-    expected = {"train/loss": loss.detach(), "train/acc": (s.argmax(1) == labels[kept]) * 100.0}
-    expected["train/center_dist"] = (raw_features[-1][kept] - centres[labels[kept]]).square().sum(1).sqrt()
+    expected = {"train/loss": loss.detach(), "train/acc": (raw_logits.argmax(1) == labels) * 100.0}
+    expected["train/center_dist"] = (raw_features[-1][kept] - centers[labels[kept]]).square().sum(1).sqrt()
     for group, rows in (("t", t.softmax(1)), ("s_select", p[kept]), ("s_else", p[dropped]), ("s_all", p)):
         expected |= {f"train/{group}_{measure}": values for measure, values in confidences(rows).items()}
     assert set(stats) == set(expected) == STATISTICS
     for name, values in expected.items():
         torch.testing.assert_close(stats[name].mean(), values.mean(), rtol=1e-4, atol=1e-4, msg=name)
-        assert len(stats[name]) == {"s_else": len(dropped), "s_all": 64}.get(name[6:].rsplit("_", 1)[0], args.k)
-    assert distiller.counted.nonzero()[:, 0].tolist() == sorted(indices[order[: args.b]].tolist())
+        counts = {"s_else": len(dropped), "s_all": 64, "acc": 64}
+        assert len(stats[name]) == counts.get(name[6:].rsplit("_", 1)[0], args.k)
+    assert distiller.selected.nonzero()[:, 0].tolist() == sorted(indices[order[: args.b]].tolist())
 
 
 @pytest.mark.parametrize("flags", ["", KD, "--other-distill AT", "--other-distill SP", "--ce-weight 1"])
@@ -263,31 +265,31 @@ def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     """Tensors of the meta device have no values: anything that would read one on the host raises."""
     teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
     distiller = distiller_of(model_dict["resnet8"](), teacher_model, flags)
-    (drawn,) = distiller.draw(1)
-    distiller.scoring = distiller.learning = distiller.model.to("meta")
+    (batch,) = distiller.batches(1)
+    distiller.student = distiller.ddp_student = distiller.model.to("meta")
     distiller.teacher = teacher_model.to("meta")
     distiller.optimizer = torch.optim.SGD(distiller.model.parameters(), 0.05)  # the fused one knows no such device
-    for owner, names in ((distiller, ("centres", "counted")), (distiller.train, vars(distiller.train))):
+    for owner, names in ((distiller, ("centers", "selected")), (distiller.data.train, vars(distiller.data.train))):
         for name in names:
             setattr(owner, name, getattr(owner, name).to("meta"))
-    stats = TrainingStep(distiller, torch.device("meta")).run(*(tensor.to("meta") for tensor in drawn))
+    stats = TrainStep(distiller).run(*(tensor.to("meta") for tensor in batch))
     assert all(values.device.type == "meta" and not values.requires_grad for values in stats.values())
 
 
 def test_a_teacher_s_step_and_validation_never_ask_either():
     meta, data = torch.device("meta"), dataset.load("synthetic", None, "cpu", 64, 64)
-    args = teacher.flags().parse_args(["--arch", "resnet8"])
-    classifier = teacher.Classifier(model_dict["resnet8"]().train(), args, data, nullcontext, 0)
-    evaluator = Evaluator(classifier.model, data.val, nullcontext)
+    args = teacher.make_parser().parse_args(["--arch", "resnet8"])
+    trainer = teacher.TeacherTrainer(model_dict["resnet8"]().train(), args, data, nullcontext)
+    evaluator = Evaluator(trainer.model, data.val, nullcontext)
     evaluator.meters = Meters(meta)
-    (drawn,) = classifier.draw(1)
+    (batch,) = trainer.batches(1)
     for owner in (data.train, evaluator.split, evaluator):
         for name, value in vars(owner).items():
             if torch.is_tensor(value):
                 setattr(owner, name, value.to("meta"))
-    classifier.network = evaluator.model = classifier.model.to("meta")
-    classifier.optimizer = torch.optim.SGD(classifier.model.parameters(), 0.05)
-    stats = TrainingStep(classifier, meta).run(*(tensor.to("meta") for tensor in drawn))
+    trainer.ddp_model = evaluator.model = trainer.model.to("meta")
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), 0.05)
+    stats = TrainStep(trainer).run(*(tensor.to("meta") for tensor in batch))
     with torch.no_grad():
         stats |= evaluator.add_batch(evaluator.split.images, evaluator.split.labels)
     assert len(stats) == 4
@@ -302,12 +304,15 @@ def test_the_best_weights_are_tested_as_such(trained_teacher, tmp_path):
         def checkpoint(self, name):
             return trained_teacher / "ckpt" / f"{name}.pth"
 
+    def trainer(test):
+        return Namespace(model=last, data=Namespace(test=test), autocast=nullcontext)
+
     expected = {
         "test_acc_best": Evaluator(best, split, nullcontext)()[1],
         "test_acc_last": Evaluator(last, split, nullcontext)()[1],
     }
     assert expected["test_acc_best"] != expected["test_acc_last"]
-    assert final_test(Finished(), last, split, nullcontext) == expected and final_test(None, last, None, None) == {}
+    assert final_test(Finished(), trainer(split)) == expected and final_test(None, trainer(None)) == {}
 
 
 def test_holdout(trained_teacher, tmp_path, capsys):
@@ -467,9 +472,10 @@ def test_features_that_cannot_be_paired(trained_teacher, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_contradicting_teacher_arch(trained_teacher, tmp_path, capsys):
+def test_contradicting_teacher_arch(trained_teacher, tmp_path):
     flags = f"--teacher-path {trained_teacher} --teacher-arch vgg8 --experiments {tmp_path} {QUICK}"
-    assert "holds resnet8" in refused(student_v0.main, flags, capsys)
+    with pytest.raises(student_v0.CheckpointError, match="holds resnet8"):
+        student_v0.main(flags.split())
 
 
 def program(name, *flags, cwd):
@@ -506,10 +512,12 @@ def test_errors_of_the_world_are_one_line(trained_teacher, tmp_path):
     world_error(program("teacher.py", "--arch resnet8", QUICK, cwd=cwd), "experiments")
 
 
-def test_a_student_is_no_teacher(trained_teacher, tmp_path):
-    folder = distil(trained_teacher, tmp_path, "--epoch 1 --milestones --train-limit 64")
-    with pytest.raises(student_v0.CheckpointError, match="a distilled student"):
-        distil(folder, tmp_path)
+def test_a_student_is_a_teacher_where_that_is_said(trained_teacher, tmp_path):
+    short = "--epoch 1 --milestones --train-limit 64"
+    folder = distil(trained_teacher, tmp_path, short)
+    with pytest.raises(student_v0.CheckpointError, match="a distilled student; --teacher-arch resnet8 says"):
+        distil(folder, tmp_path, short)
+    assert "_teacher_resnet8_v0_student_" in distil(folder, tmp_path, short, "--teacher-arch resnet8").name
 
 
 def test_missing_data_writes_nothing(tmp_path, monkeypatch, trained_teacher):

@@ -1,7 +1,9 @@
-"""run.py: names, folders and files of runs."""
+"""engine/run.py: names, folders and files of runs."""
 
 import fcntl
 import json
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +11,17 @@ import torch
 import student_v0
 import teacher
 from models import CheckpointError
-from run import Run, RunError, arch_in_name, differences, find_checkpoint, lock, write_file
+from engine.run import Run, RunError, arch_from_name, find_checkpoint, lock, make_config, name_suffix, teacher_name, write_file
 
 
 def name(program, *flags):
-    parser = program.flags()
+    parser = program.make_parser()
     if program is teacher:
-        return differences(parser, parser.parse_args(["--arch", "resnet8", *flags]), {"arch"})
-    return student_v0.run_name(parser, parser.parse_args(flags), "resnet32x4")
+        args = parser.parse_args(["--arch", "resnet8", *flags])
+        return name_suffix(make_config(parser, args, torch.device("cpu"), "fp32"), {"arch"})
+    args = parser.parse_args(flags)
+    of_teacher = {"teacher_arch": "resnet32x4", "teacher_file": str(args.teacher_path / "ckpt" / "best.pth")}
+    return student_v0.run_name(args, make_config(parser, args, torch.device("cpu"), "fp32", **of_teacher))
 
 
 def test_default_names_are_the_published_ones():
@@ -48,7 +53,7 @@ def test_every_flag_is_either_without_effect_or_in_the_name(program):
     """A flag added later must be put on one side or the other."""
     named = {flags.split()[0] for flags in f"{EFFECTS}, {STUDENT_EFFECTS}".split(", ")}
     without = {"--save-interval", "--gpu-id", "--data-root", "--experiments", "--fresh", "--debug", "--compile"}
-    given = {option for action in program.flags()._actions for option in action.option_strings}
+    given = {option for action in program.make_parser()._actions for option in action.option_strings}
     assert given - {"-h", "--help", "--arch", "--teacher-arch"} <= named | without
     for flag, value in (("--save-interval", "7"), ("--data-root", "x"), ("--experiments", "x"), ("--gpu-id", "-1")):
         assert name(program, flag, value) == name(program)
@@ -61,7 +66,7 @@ def test_a_switch_is_named_by_itself():
 def test_long_names_are_cut_and_stay_apart(tmp_path):
     folders = []
     for end in "ab":
-        with Run(tmp_path, "x" * 400 + end, config(), "student", "resnet8") as run:
+        with run_in(tmp_path / ("x" * 400 + end), config()) as run:
             folders.append(run.folder)
     assert len(set(folders)) == 2 and all(len(folder.name) == 200 and folder.is_dir() for folder in folders)
 
@@ -69,7 +74,7 @@ def test_long_names_are_cut_and_stay_apart(tmp_path):
 def test_a_link_s_own_name_tells(tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "teacher_vgg13").symlink_to(tmp_path / "weights")
-    assert arch_in_name(tmp_path / "teacher_vgg13") == "vgg13"
+    assert teacher_name(tmp_path / "teacher_vgg13" / "ckpt" / "best.pth") == ("teacher_vgg13", "best")
 
 
 @pytest.mark.parametrize(
@@ -84,12 +89,12 @@ def test_a_link_s_own_name_tells(tmp_path):
         ("my_teacher", None),
     ],
 )
-def test_arch_in_name(tmp_path, monkeypatch, folder, arch):
+def test_arch_from_name(tmp_path, monkeypatch, folder, arch):
     path = tmp_path / folder
     path.mkdir(parents=True)
-    assert arch_in_name(path) == arch
     monkeypatch.chdir(path)
-    assert arch_in_name(type(path)(".")) == arch
+    for file in (path / "ckpt" / "best.pth", path / "240.pth.tar", Path("ckpt/best.pth"), Path("best.th")):
+        assert arch_from_name(teacher_name(file)[0]) == arch
 
 
 def test_find_checkpoint(tmp_path):
@@ -109,26 +114,79 @@ def test_find_checkpoint(tmp_path):
         find_checkpoint(tmp_path / "nowhere", "best")
 
 
+@pytest.mark.parametrize("name", ["best.pt", "best.pth.tar", "best.ckpt", "best.th", "model_best.pth"])
+def test_checkpoints_of_other_projects_are_found(tmp_path, name):
+    (tmp_path / "ckpt").mkdir()
+    file = tmp_path / "ckpt" / name
+    file.touch()
+    (tmp_path / "ckpt" / "best.txt").touch()
+    assert find_checkpoint(tmp_path, "best") == find_checkpoint(file, "anything") == file
+    assert teacher_name(file) == (tmp_path.name, "model_best" if "model" in name else "best")
+
+
 def config(**settings):
     base = {"epoch": 2, "lr": 0.1, "save_interval": 40, "milestones": []}
-    return {"settings": {**base, **settings}, "precision": "fp32", "teacher_sha256": "a"}
+    settings = {**base, **settings}
+    effective = {**settings, "save_interval": 40, "teacher_sha256": "a"}
+    named = {"settings": settings, "effective_settings": effective, "defaults": base}
+    return {**named, "kind": "student", "arch": "resnet8", "precision": "fp32"}
 
 
-def open_run(folder, settings, **more):
-    with Run(folder.parent, folder.name, settings, "student", "resnet8", **more):
+def run_in(folder, settings, fresh=False):
+    return Run(Namespace(experiments=folder.parent, fresh=fresh), folder.name, settings)
+
+
+def open_run(folder, settings, fresh=False):
+    with run_in(folder, settings, fresh):
         pass
+
+
+class Trained:
+    """Stands in for a trainer."""
+
+    def __init__(self):
+        self.model = torch.nn.Linear(1, 1)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1)
+
+    def state(self):
+        return {}
+
+    def load_state(self, state):
+        assert state == {}
+
+    def files(self):
+        return {}
 
 
 def test_a_folder_is_not_shared_by_runs_of_other_settings(tmp_path):
     open_run(tmp_path / "run", config())
     open_run(tmp_path / "run", config(save_interval=1))  # changes no result
-    for other in (config(lr=0.2), {**config(), "precision": "bf16"}, {**config(), "teacher_sha256": "b"}):
+    for other in (config(lr=0.2), config(teacher_sha256="b"), config(milestones=[1])):
+        other["effective_settings"] |= other["settings"]
         with pytest.raises(RunError, match=r"holds a run with .* --fresh"):
             open_run(tmp_path / "run", other)
     open_run(tmp_path / "run", config(lr=0.2), fresh=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["lr"] == 0.2
-    (aside,) = (path for path in tmp_path.iterdir() if path.name != "run")
-    assert json.loads((aside / "config.json").read_text())["settings"]["lr"] == 0.1
+    (backup,) = (path for path in tmp_path.iterdir() if path.name != "run")
+    assert json.loads((backup / "config.json").read_text())["settings"]["lr"] == 0.1
+
+
+def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
+    open_run(tmp_path / "run", config())
+    new = config()
+    new["defaults"], new["effective_settings"] = ({**new[part], "new": 1} for part in ("defaults", "effective_settings"))
+    open_run(tmp_path / "run", new)
+    new["effective_settings"]["new"] = 2
+    with pytest.raises(RunError, match="new 1, not 2"):
+        open_run(tmp_path / "run", new)
+
+
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(tmp_path, capsys):
+    open_run(tmp_path / "run", config())
+    elsewhere = {**config(), "precision": "bf16"}  # what --precision auto chooses on another machine
+    assert run_in(tmp_path / "run", elsewhere).config["precision"] == "fp32"
+    assert "precision: fp32, in which this run began" in capsys.readouterr().out
+    assert run_in(tmp_path / "run", {**config(), "precision": "bf16"}, fresh=True).config["precision"] == "bf16"
 
 
 def test_a_downloaded_teacher_is_not_overwritten(tmp_path):
@@ -143,32 +201,28 @@ def test_a_downloaded_teacher_is_not_overwritten(tmp_path):
 def test_a_damaged_result_is_no_result(tmp_path, result):
     open_run(tmp_path / "run", config())
     (tmp_path / "run" / "result.json").write_text(result)
-    with Run(tmp_path, "run", config(), "student", "resnet8") as run:
-        assert run.result is None and not run.finished
+    with run_in(tmp_path / "run", config()) as run:
+        assert run.result is None and not run.finished()
 
 
 def test_a_foreign_last_checkpoint_is_not_taken_for_a_state(tmp_path):
     (tmp_path / "ckpt").mkdir()
     torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "ckpt" / "student_last.pth")
-    with (
-        pytest.raises(RunError, match="another origin"),
-        Run(tmp_path.parent, tmp_path.name, config(), "student", "resnet8") as run,
-    ):
-        run.restore(None, None)
+    with pytest.raises(RunError, match="another origin"), run_in(tmp_path, config()) as run:
+        run.restore(Trained())
 
 
 def test_a_damaged_state_never_takes_the_sound_one_s_place(tmp_path):
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    trainer = Trained()
     for _ in range(2):
-        with Run(tmp_path, "run", config(), "student", "resnet8") as run:
-            run.restore(model, optimizer)
-            run.save(model, optimizer, {})
-            run.save(model, optimizer, {})
+        with run_in(tmp_path / "run", config()) as run:
+            run.restore(trainer)
+            run.save(trainer)
+            run.save(trainer)
             folder = run.folder / "ckpt"
             (folder / "student_last.pth").write_bytes(b"damaged")
-    with Run(tmp_path, "run", config(), "student", "resnet8") as run:
-        assert run.restore(model, optimizer)["begun"] is None
+    with run_in(tmp_path / "run", config()) as run:
+        assert run.restore(trainer) is None
         assert (folder / "student_previous.pth").stat().st_size > 100 and not (folder / "student_last.pth").exists()
 
 
@@ -187,14 +241,13 @@ def test_a_folder_moved_aside_while_waiting_for_its_lock_is_not_taken(tmp_path, 
 
 
 def test_which_checkpoints_are_kept(tmp_path):
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    settings = config(epoch=7, save_interval=3, milestones=[4])
-    with Run(tmp_path, "run", settings, "teacher", "resnet8") as run:
-        run.restore(model, optimizer)
+    trainer = Trained()
+    settings = {**config(epoch=7, save_interval=3, milestones=[4]), "kind": "teacher"}
+    with run_in(tmp_path / "run", settings) as run:
+        run.restore(trainer)
         for acc in (1, 5, 2, 5, 3, 4, 2):
-            model.weight.data.fill_(len(run.rows))
-            run.end_epoch(model, optimizer, {"val/cls_acc": acc, "train_seconds": 1.0, "val_seconds": 0.5}, {})
+            trainer.model.weight.data.fill_(len(run.rows))
+            run.end_epoch(trainer, {"val/cls_acc": acc, "train_seconds": 1.0, "val_seconds": 0.5})
         run.finish(10, teacher_queries=0, train_macs=1)
     names = sorted(path.name for path in (tmp_path / "run" / "ckpt").iterdir())
     assert names == ["003.pth", "004.pth", "006.pth", "007.pth", "best.pth", "last.pth"]

@@ -75,11 +75,11 @@ def test_flags_reach_what_they_set(monkeypatch):
     prepared = []
     monkeypatch.setattr(utils, "choose_device", lambda *_: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(utils, "prepare", lambda device, tf32, graphs: prepared.append((tf32, graphs)))
+    monkeypatch.setattr(utils, "setup_backend", lambda device, tf32, graphs: prepared.append((tf32, graphs)))
     for flags in ("--tf32 --precision fp32", "--precision fp32 --compile off", "--precision bf16"):
-        args = teacher.flags().parse_args(["--arch", "vgg8", *flags.split()])
-        _, precision, cast = utils.set_up(Parser("x"), args)
-        assert (cast is nullcontext) == (precision != "bf16")
+        args = teacher.make_parser().parse_args(["--arch", "vgg8", *flags.split()])
+        device, precision = utils.set_up(Parser("x"), args)
+        assert (autocast(device, precision) is nullcontext) == (precision != "bf16")
     assert prepared == [(True, True), (False, False), (False, True)]
 
 
@@ -90,14 +90,6 @@ def test_peak_memory_is_of_the_past():
         command = [sys.executable, "-c", f"{begin}{code}print(utils.peak_memory(cpu))"]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout))
     assert 3.5e8 < peaks[1] - peaks[0] < 4.5e8
-
-
-def test_planned_steps():
-    def planned(flags):
-        return utils.planned_steps(teacher.flags().parse_args(["--arch", "vgg8", *flags.split()]))
-
-    assert planned("") == 240 * 782
-    assert planned("--epoch 2 --train-limit 1000 --holdout 100 --batch-size 100") == 2 * 9
 
 
 @pytest.mark.parametrize("visible, gpu_id", [(0, 0), (2, 2)])
