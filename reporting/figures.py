@@ -27,13 +27,13 @@ MARKERS = "osD^vP*X<"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 LETTERS = 11.5  # of the figures' font that surely fit an inch
 CAPTIONS = {
-    "method": "One batch as the method sees it, scored by {who}: ranked by uncertainty, then mixed with a random partner, "
-    "the more the surer the student is, and the surest dropped. Images padded and cropped as in training; of the best "
-    "epoch's batches the one whose λ, uniform between 0 and 1, is nearest to 0.6.",
-    "computation": "Best accuracy against computation, backward counted as one forward. Small marks are runs, large ones "
-    "their mean; bars span one standard deviation over the seeds.",
-    "curves": "Accuracy and loss (cross-entropy) on the validation images over the epochs: mean over the seeds; the band "
-    "spans one standard deviation.",
+    "method": "One batch as the method sees it, scored by {who}: ranked by uncertainty, then mixed with a random "
+    "partner, the more the surer the student is, and the surest dropped. Images padded and cropped as in training; of "
+    "the best epoch's batches the one whose λ, uniform between 0 and 1, is nearest to 0.6.",
+    "computation": "Best accuracy against computation, backward counted as one forward. Small marks are runs, large "
+    "ones their mean; bars span one standard deviation over the seeds.",
+    "curves": "Accuracy and loss (cross-entropy) on the validation images over the epochs: mean over the seeds; the "
+    "band spans one standard deviation.",
     "uncertainty": "Entropy of the student's prediction on the raw training images, mean over epoch and seeds: those "
     "kept for the teacher, those dropped, and all.",
     "selection": "How often each training image was among the b most uncertain of its batch, in percent of the epochs.",
@@ -82,25 +82,26 @@ def style(i):
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": LINES[i % len(LINES)]}
 
 
-def panels(titles, columns=3, width=3.6):
-    """A figure, and axes in it, one under each title. width: of an axes with its labels, in inches."""
-    columns = min(columns, len(titles))
-    lines = ceil(len(titles) / columns)
+def panels(contents, plot, columns=3, width=3.6):
+    """A figure of axes, one a title, with one legend below; None where there is nothing to draw.
+
+    contents: {title: what plot(axis, what) draws}. width: of an axes with its labels, in inches.
+    """
+    if not contents:
+        return None
+    columns = min(columns, len(contents))
+    lines = ceil(len(contents) / columns)
     figure = plt.figure(figsize=(width * columns, 2.8 * lines), layout="constrained")
-    titles = [textwrap.fill(title, int(width * LETTERS)) for title in titles]
-    return figure, [figure.add_subplot(lines, columns, i + 1, title=title) for i, title in enumerate(titles)]
-
-
-def legend_below(figure):
-    """One legend for all axes, under them, each name once; the figure grows by its height."""
-    entries = {}
-    for axis in figure.axes:
+    entries = {}  # of the legend, each name once
+    for i, (title, content) in enumerate(contents.items()):
+        axis = figure.add_subplot(lines, columns, i + 1, title=textwrap.fill(title, int(width * LETTERS)))
+        plot(axis, content)
         entries |= {name: handle for handle, name in zip(*axis.get_legend_handles_labels())}
-    letters = int(figure.get_figwidth() * LETTERS) - 8  # without the line drawn before the name
+    letters = int(width * columns * LETTERS) - 8  # without the line drawn before the name
     names = [textwrap.fill(name, letters) for name in entries]
-    columns = max(1, letters // (max(map(len, names)) + 8))
-    legend = figure.legend(entries.values(), names, loc="outside lower center", ncols=columns, handlelength=4)
-    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+    per_line = max(1, letters // (max(map(len, names)) + 8))
+    legend = figure.legend(entries.values(), names, loc="outside lower center", ncols=per_line, handlelength=4)
+    figure.set_figheight(2.8 * lines + legend.get_window_extent().height / figure.dpi)
     return figure
 
 
@@ -129,8 +130,7 @@ def over_epochs(axis, lines, epochs, text):
 
 
 def accuracy_against_computation(sections, styles):
-    figure, axes = panels([section.title for section in sections])
-    for axis, section in zip(axes, sections):
+    def plot(axis, section):
         for name, g in section.named:
             if name != "teacher":
                 look = {**styles[name], "linestyle": ""}
@@ -139,54 +139,53 @@ def accuracy_against_computation(sections, styles):
                 axis.plot(x, y, markersize=3, alpha=0.6, **look)
         axis.margins(0.15)
         axis.set(xlabel="computation of the training, TMAC", ylabel="best accuracy, %")
-    return legend_below(figure)
+
+    return panels({section.title: section for section in sections}, plot)
 
 
 def curves(sections, styles):
-    """Two panels for each section that has metrics."""
-    sections = [s for s in sections if any(over_seeds(g, "val/cls_acc") for _, g in s.named)]
-    if not sections:
-        return None
-    figure, axes = panels([title for section in sections for title in (section.title, "")], 2, width=5)
-    for section, *pair in zip(sections, axes[::2], axes[1::2]):
-        epochs = max(g.first.settings["epoch"] for _, g in section.named)
-        for axis, tag, text in zip(pair, ("acc", "loss"), ("validation accuracy, %", "validation loss, nats")):
-            lines = [(over_seeds(g, f"val/cls_{tag}"), name, styles[name]) for name, g in section.named]
-            over_epochs(axis, lines, epochs, text)
-    return legend_below(figure)
+    def plot(axis, content):
+        section, column, unit = content
+        lines = [(over_seeds(g, column), name, styles[name]) for name, g in section.named]
+        over_epochs(axis, lines, max(g.first.settings["epoch"] for _, g in section.named), unit)
+
+    contents = {}
+    for section in sections:
+        if any(over_seeds(g, "val/cls_acc") for _, g in section.named):
+            contents[f"{section.title}: validation accuracy"] = section, "val/cls_acc", "%"
+            contents[f"{section.title}: validation loss"] = section, "val/cls_loss", "nats"
+    return panels(contents, plot, columns=2, width=5)
 
 
 def uncertainties(sections):
     """A panel for each group that scored its images."""
-    found = {f"{s.title}: {name}": g for s in sections for name, g in s.named if over_seeds(g, "train/s_else_entropy")}
-    if not found:
-        return None
-    figure, axes = panels(found)
     parts = {"kept": "select", "dropped": "else", "all": "all"}
-    for axis, g in zip(axes, found.values()):
+
+    def plot(axis, g):
         lines = [
             (over_seeds(g, f"train/s_{tag}_entropy"), part, style(i)) for i, (part, tag) in enumerate(parts.items())
         ]
         over_epochs(axis, lines, g.first.settings["epoch"], "entropy, nats")
-    return legend_below(figure)
+
+    scored = [(s, name, g) for s in sections for name, g in s.named if over_seeds(g, "train/s_else_entropy")]
+    return panels({f"{section.title}: {name}": g for section, name, g in scored}, plot)
 
 
 def selection(sections, data_root):
     """A histogram for each group that counted."""
-    found = {}
-    for section in sections:
-        for name, g in section.named:
-            counted = [(run, selected(run, data_root)) for run in g.runs]
-            if shares := [100 * counts[0] / run.result["epochs"] for run, counts in counted if counts]:
-                found[f"{section.title}: {name}"] = g.first.settings["epoch"], shares
-    if not found:
-        return None
-    figure, axes = panels(found)
-    for axis, (epochs, shares) in zip(axes, found.values()):
+
+    def plot(axis, content):
+        epochs, shares = content
         each = (np.arange(epochs + 2) - 0.5) * 100 / epochs  # a bar for each count there can be
         edges = each if epochs < 40 else np.linspace(0, 100, 41)
         heights, _ = np.histogram(np.concatenate(shares), edges)
         axis.stairs(heights / len(shares), edges, fill=True, facecolor="0.8", edgecolor="0.3")
         axis.axvline(np.mean(np.concatenate(shares)), color="black", linestyle="--", linewidth=1, label="mean")
         axis.set(xlabel="selected, % of the epochs", ylabel="training images")
-    return legend_below(figure)
+
+    contents = {}
+    for title, g in [(f"{s.title}: {name}", g) for s in sections for name, g in s.named]:
+        counted = [(run, selected(run, data_root)) for run in g.runs]
+        if shares := [100 * counts[0] / run.result["epochs"] for run, counts in counted if counts]:
+            contents[title] = g.first.settings["epoch"], shares
+    return panels(contents, plot)

@@ -63,24 +63,22 @@ class Group:
     @property
     def command(self):
         """The shell command that repeats the runs: their settings that are not the default, and the method's always."""
-        run, words = self.first, ["python", PROGRAMS[self.first.config["kind"]]]
+        run = self.first
+        words = ["python", PROGRAMS[run.config["kind"]]]
         for flag, value in run.settings.items():
             shared = all(other.settings[flag] == value for other in self.runs)
             if shared and flag not in NEVER_GIVEN and (flag in ALWAYS_GIVEN or value != run.defaults[flag]):
                 words += [f"--{flag.replace('_', '-')}", *as_words(value)]
-        line, seeds = f"{shlex.join(words)} --seed", [run.seed for run in self.runs]
-        return (
-            f"{line} {seeds[0]}"
-            if len(seeds) == 1
-            else f"for seed in {shlex.join(map(str, seeds))}; do {line} $seed; done"
-        )
+        line = f"{shlex.join(words)} --seed"
+        if len(self.runs) == 1:
+            return f"{line} {run.seed}"
+        return f"for seed in {' '.join(str(run.seed) for run in self.runs)}; do {line} $seed; done"
 
 
 def as_words(value):
     """A flag's value as a command line has it: several words for a list, none for a switch."""
-    if value is True:
-        return []
-    return [format_value(each) for each in (value if isinstance(value, list) else [value])]
+    values = [] if value is True else value if isinstance(value, list) else [value]
+    return [format_value(each) if isinstance(each, float) else str(each) for each in values]
 
 
 def unlike_published(run):

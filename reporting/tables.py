@@ -10,12 +10,8 @@ from models import model_dict
 from reporting import published
 from reporting.groups import kd_baseline, relative_to_kd, shared_settings
 
-COLUMNS = {  # of a row: (title, format); those of a section first, and tables only have those in which something stands
-    "teacher": ("teacher", ""),
-    "student": ("student", ""),
-    "setting": ("setting", ""),
-    "method": ("method", ""),
-    "seeds": ("seeds", ""),
+COLUMNS = {  # of a row: (title, format)
+    **{name: (name, "") for name in ("teacher", "student", "setting", "method", "seeds")},
     "best_acc": ("best %", ".2f"),
     "last_acc": ("last %", ".2f"),
     "test_acc_best": ("test %, best epoch", ".2f"),
@@ -107,7 +103,7 @@ NOTES = (
 
 
 def blocks(sections, groups, unfinished, pictures):
-    """The report as ("h1" | "h2" | "p" | "table" | "code" | "picture", content), for either document.
+    """The report as ("h1" | "h2" | "p" | "table" | "pre" | "picture", content), for either document.
 
     sections: [(Section, its rows)]. pictures: [(path of a PNG, caption)].
     """
@@ -120,7 +116,7 @@ def blocks(sections, groups, unfinished, pictures):
         yield from (("p", line) for line in teacher_lines(section))
         yield "table", table(rows, IN_A_SECTION)
         yield "p", "To repeat the rows, in order:"
-        yield "code", "\n".join(row["command"] for row in rows)
+        yield "pre", "\n".join(row["command"] for row in rows)
     if unfinished:
         yield "h2", "Unfinished"
         yield "table", [("run", "epochs done", "best % so far"), *map(progress, unfinished)]
@@ -132,11 +128,12 @@ def blocks(sections, groups, unfinished, pictures):
 def teacher_lines(section):
     """What is known of the teacher that was distilled from, beside its published accuracy where that compares."""
     distilled = [g for _, g in section.named if g.first.teacher]
-    published_acc = (
-        any(g.published for g in distilled) and published.pairs()[section.teacher, section.student]["teacher_acc"]
-    )
+    stated = ""
+    if any(g.published for g in distilled) and (
+        acc := published.pairs()[section.teacher, section.student]["teacher_acc"]
+    ):
+        stated = f" (published: {acc:.2f} %)"
     for acc in sorted({g.mean("teacher_acc") for g in distilled} - {None}):
-        stated = f" (published: {published_acc:.2f} %)" if published_acc else ""
         yield f"The teacher, {section.teacher}, has {acc:.2f} % on the validation images{stated}."
 
 
@@ -162,7 +159,7 @@ def markdown(blocks):
         "h2": "## {}".format,
         "p": str,
         "table": aligned,
-        "code": "```bash\n{}\n```".format,
+        "pre": "```bash\n{}\n```".format,
         "picture": lambda picture: f"![{picture[1]}]({picture[0].name})\n\n{picture[1]}",
     }
     return "\n\n".join(form[kind](content) for kind, content in blocks) + "\n"
