@@ -152,8 +152,8 @@ def curves(sections, styles):
     contents = {}
     for section in sections:
         if any(over_seeds(g, "val/cls_acc") for _, g in section.named):
-            contents[f"{section.title}: validation accuracy"] = section, "val/cls_acc", "%"
-            contents[f"{section.title}: validation loss"] = section, "val/cls_loss", "nats"
+            contents[f"{section.title}: validation accuracy"] = section, "val/cls_acc", "top-1, %"
+            contents[f"{section.title}: validation loss"] = section, "val/cls_loss", "cross-entropy, nats"
     return panels(contents, plot, columns=2, width=5)
 
 

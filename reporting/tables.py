@@ -160,7 +160,7 @@ def markdown(blocks):
         "p": str,
         "table": aligned,
         "pre": "```bash\n{}\n```".format,
-        "picture": lambda picture: f"![{picture[1]}]({picture[0].name})\n\n{picture[1]}",
+        "picture": lambda picture: f"![{picture[0].stem}]({picture[0].name})\n\n{picture[1]}",
     }
     return "\n\n".join(form[kind](content) for kind, content in blocks) + "\n"
 

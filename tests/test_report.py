@@ -49,6 +49,10 @@ def groups_of(*folders):
     return groups.group(results.find(folders)[0])
 
 
+def seeds_of(group):
+    return [run.seed for run in group.runs]
+
+
 def the_group(folder, program, line, teacher_arch=None, **more):
     make_run(folder, program, line, teacher_arch, **more)
     (group,) = groups_of(folder)
@@ -174,14 +178,26 @@ def test_published_figures_of_networks_alone(tmp_path):
 def test_grouping_over_seeds_only(folders):
     make_run(folders / "k", "student_v0.py", f"{PAIR} --k 40", "vgg13")
     make_run(folders / "elsewhere", "student_v0.py", f"{PAIR} --seed 9 --gpu-id 3 --save-interval 9", "vgg13")
-    seeds = {
-        (g.first.method, g.first.settings.get("k"), g.first.network): [run.seed for run in g.runs]
-        for g in groups_of(folders)
-    }
+    make_run(folders / "resolved", "student_v0.py", f"{PAIR} --seed 10 --precision bf16", "vgg13")
+    seeds = {(g.first.method, g.first.settings.get("k"), g.first.network): seeds_of(g) for g in groups_of(folders)}
     assert seeds == {
         ("alone", None, "vgg13"): [0], ("alone", None, "vgg8"): [0], ("KD", 64, "vgg8"): [0, 1, 2],
-        ("UNIX", 48, "vgg8"): [0, 1, 2, 9], ("UNIX", 40, "vgg8"): [0],
+        ("UNIX", 48, "vgg8"): [0, 1, 2, 9, 10], ("UNIX", 40, "vgg8"): [0],
     }  # fmt: skip
+    config = json.loads((folders / "kd1" / "config.json").read_text())
+    (folders / "kd1" / "config.json").write_text(json.dumps({**config, "precision": "fp32"}))
+    assert [(g.settings, seeds_of(g)) for g in groups_of(folders) if g.first.method == "KD"] == [
+        (["precision bf16"], [0, 2]), (["precision fp32"], [1])
+    ]  # fmt: skip
+
+
+def test_runs_of_different_teachers_are_told_apart(folders):
+    config = json.loads((folders / "kd1" / "config.json").read_text())
+    config["effective_settings"]["teacher_sha256"] = config["teacher_sha256"] = "0123456789"
+    (folders / "kd1" / "config.json").write_text(json.dumps(config))
+    found = [g for g in groups_of(folders) if g.first.method == "KD"]
+    assert {g.settings[-1]: seeds_of(g) for g in found} == {"teacher of exper": [0, 2], "teacher 01234567": [1]}
+    assert [groups.kd_baseline(g, groups_of(folders)).first.folder for g in found] == [g.first.folder for g in found]
 
 
 def test_cost_is_compared_with_kd_of_the_same_teacher_task_and_machine(folders, tmp_path):
