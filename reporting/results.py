@@ -72,7 +72,7 @@ def find(folders):
     paths, runs, passed_over, first = {}, [], [], {}
     for folder in folders:
         below = {path.resolve(): path for path in candidates(folder)}
-        paths |= below
+        paths = below | paths
         if not below:
             passed_over.append(f"{folder}: no run there")
     for path in sorted(paths.values()):

@@ -157,7 +157,7 @@ def overlapping(figure):
 @pytest.mark.parametrize("students", [1, 5])
 @plt.rc_context(figures.STYLE)
 def test_texts_do_not_overlap(tmp_path, students):
-    long = "--other-distill SP --ce-weight 0.5 --kd-weight 0.25 --momentum 0.8 --milestones 100 120 130"
+    long = "--other-distill SP --ce-weight 0.5 --kd-weight 0.25 --momentum 0.8 --milestones 99 100 120 130 140 150 160"
     for i in range(students):
         for j, flags in enumerate(("", long, "--k 40 --T 2", "--train-limit 30000")):
             line = f"--teacher-path teacher_resnet32x4 --student-arch {('vgg8', 'vgg11', 'vgg13', 'vgg16', 'vgg19')[i]}"

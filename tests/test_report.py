@@ -283,10 +283,12 @@ def test_foreign_and_damaged_folders_are_named_and_passed_over(folders, file, co
 
 def test_a_run_counts_once(folders, capsys):
     shutil.copytree(folders / "unix0", folders / "unix0.20260101-000000")
-    report.main([str(folders), str(folders / "unix1")])
+    (folders.parent / "link").symlink_to(folders)
+    report.main([str(folders), str(folders / "unix1"), str(folders.parent / "link")])
     out, err = capsys.readouterr()
     assert printed_cells(out)["vgg13", "vgg8", "UNIX"][0] == "3"
     assert f"unix0.20260101-000000: same settings and seed as {folders / 'unix0'}" in err
+    assert len(err.splitlines()) == len(("broken", "foreign", "the copy"))
 
 
 def test_damaged_metrics_and_counter_cost_only_their_pictures(folders, tmp_path):
