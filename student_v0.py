@@ -163,10 +163,10 @@ class Distiller(Trainer):
         # 4. log: the student on the raw images if it scored them, else on the kept ones
         stats = {"train/loss": loss.detach().expand(len(mine.kept))}
         if scores is not None:
-            stats["train/acc"] = correct(raw_logits, labels)
-            stats["train/center_dist"] = self.center_dist(raw_features[-1], labels)[selection.kept]
+            stats["train/acc"] = correct(raw_logits, labels)[mine.rank]
+            stats["train/center_dist"] = self.center_dist(raw_features[-1], labels)[mine.kept]
             student = confidences(raw_log_p)
-            groups = {"s_select": selection.kept, "s_else": selection.rank[args.k :], "s_all": slice(None)}
+            groups = {"s_select": mine.kept, "s_else": mine.rank[len(mine.kept) :], "s_all": mine.rank}
         else:
             stats["train/acc"] = correct(s_logits, labels[mine.kept])
             stats["train/center_dist"] = self.center_dist(s_features[-1], labels[mine.kept])

@@ -32,7 +32,7 @@ def test_default_names_are_the_published_ones():
 EFFECTS = (  # every flag that changes a result, with a value that is not its default
     "--epoch 3, --batch-size 128, --lr 0.01, --lr 0.0100001, --momentum 0.8, --weight-decay 1e-4, --gamma 0.2, "
     "--milestones 2, --milestones 1 2, --milestones, --seed 1, --dataset synthetic, --train-limit 100, "
-    "--val-limit 100, --holdout 100, --precision fp32, --precision bf16, --tf32, --sync-bn"
+    "--val-limit 100, --holdout 100, --precision fp32, --precision bf16, --precision tf32, --sync-bn"
 )
 STUDENT_EFFECTS = (
     "--k 40, --b 16, --w 1000, --w 10.5, --w 10.000001, --strategy 1, --T 2, --kd-weight 0.5, --ce-weight 0.5, "
@@ -60,7 +60,7 @@ def test_every_flag_is_either_without_effect_or_in_the_name(program):
 
 
 def test_a_switch_is_named_by_itself():
-    assert name(teacher, "--tf32", "--sync-bn") == "_tf32_syncbn"
+    assert name(teacher, "--sync-bn") == "_syncbn"
 
 
 def test_long_names_are_cut_and_stay_apart(tmp_path):
