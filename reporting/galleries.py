@@ -166,6 +166,6 @@ def method(run, data_root):
         show(images[place], x, partner, class_name(run, labels[place]))
         show(selection.images[rank], x, mixed, f"{100 * selection.mask[rank]:.0f} %", MIXED)
     if kept < COLUMNS:
-        text = "the teacher never sees these,\nthe student does not learn from them"
+        text = "dropped: seen at most\nas the partner of another"
         below.text((kept + COLUMNS) / 2, partner + 0.5, text, ha="center", color=DROPPED, fontsize=8)
     return figure

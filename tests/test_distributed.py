@@ -1,4 +1,4 @@
-"""engine/distributed.py and the programs over several processes, by gloo on the CPU; torchrun runs this file as the worker."""
+"""engine/distributed.py and the programs over several processes, by gloo on the CPU; torchrun runs this file."""
 
 import csv
 import json
