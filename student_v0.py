@@ -113,11 +113,17 @@ class Distiller(Trainer):
         self.macs = forward_macs(student), forward_macs(teacher)
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
         self.scoring = self.selector.needs_scores  # in this epoch
-        if self.compile == "all":
-            self.student = self.ddp_student = compile_network(student, {args.batch_size, args.k})
+        images = data.train.normalized(data.train.images[: args.batch_size])
         if self.compile != "none":
-            some = data.train.images[: args.k // distributed.world_size()]
-            self.teacher = freeze(teacher, data.train.normalized(some), autocast)
+            self.teacher = freeze(teacher, images[: args.k // distributed.world_size()], autocast)
+        if self.teacher is teacher:
+            self.compile = "none"
+        if self.compile == "all":
+            self.ddp_student = compile_network(student.train(), images[: args.k], autocast, grad=True, is_feat=True)
+            if self.ddp_student is student:
+                self.compile = "teacher"
+            elif self.scoring:
+                self.student = compile_network(student, images, autocast, is_feat=True)
         device = data.train.labels.device
         # mean pooled features of the classes by the student, from the last validation; none before the first
         self.centers = torch.full((dataset.NUM_CLASSES, pooled_size(student)), math.nan, device=device)
