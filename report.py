@@ -10,21 +10,20 @@ deviation of the sample.
 
 import argparse
 import sys
-from pathlib import Path
 
 from engine.run import write_file
 from reporting import tables
 from reporting.groups import group, sections
 from reporting.results import find
-from utils import run_main
+from utils import as_path, run_main
 
 
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("folders", nargs="*", type=Path, metavar="FOLDER", help="folders of runs, or folders that hold such")
-    add("--out", type=Path, metavar="DIR", help="write the whole report there (only a table is printed)")
-    add("--data-root", type=Path, metavar="DIR", help="where cifar-100-python/ lies, for pictures (what each run says)")
+    add("folders", nargs="*", type=as_path, metavar="FOLDER", help="folders of runs, or folders that hold such")
+    add("--out", type=as_path, metavar="DIR", help="write the whole report there (only a table is printed)")
+    add("--data-root", type=as_path, metavar="DIR", help="of cifar-100-python/, for pictures (what each run says)")
     add("--cost", action="store_true", help="print what the published pairs cost, without training anything")
     return parser
 

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -114,9 +115,10 @@ class Run:
             name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self.folder, self.config, self.fresh = args.experiments / name, config, args.fresh
         self.rows, self.best_weights, self.startup_seconds, self.events, self.lock = [], None, None, None, None
-        parent = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        parent = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise RunError(f"{self.folder} cannot be made: {parent} is no folder that may be written to")
+            what = "no folder that may be written to" if parent.exists() else "a link to nothing"
+            raise RunError(f"{self.folder} cannot be made: {parent} is {what}")
         if not self.fresh:
             saved = distributed.run_on_rank0(self.check_same_settings)
             if saved and saved["precision"] != config["precision"]:
@@ -384,9 +386,8 @@ def lock(folder):
         print(
             f"warning: {path}: {e.strerror}; two processes in this folder will not notice each other", file=sys.stderr
         )
-    file.truncate(0)
-    file.write(f"pid {os.getpid()} on {platform.node()}")
-    file.flush()
+    with suppress(OSError):  # a full disk: what is saved next says so
+        path.write_text(f"pid {os.getpid()} on {platform.node()}")
     return file
 
 

@@ -14,7 +14,7 @@ from engine.compile import CUDAGraphed, resolve_compile
 from engine.meters import Evaluator, Meters
 from engine.run import RunError
 from models import read_checkpoint
-from utils import hours, learning_rate, peak_memory, print0, process_seconds
+from utils import hours, learning_rate, peak_memory, print0, process_seconds, stop_signals
 
 
 class Trainer:
@@ -108,7 +108,7 @@ class PartialEpoch:
 
 
 class StopRequest:
-    """A context in which the first SIGTERM or SIGINT lets the step finish, the run save and exit.
+    """A context in which the first SIGTERM, SIGINT or SIGHUP lets the step finish, the run save and exit.
 
     The second one exits at once, unless it comes within a second: a launcher may signal both a process and its group.
     """
@@ -117,7 +117,7 @@ class StopRequest:
 
     def __enter__(self):
         self.signal, self.time = None, math.inf
-        self.previous = {number: signal.signal(number, self.handler) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.previous = {number: signal.signal(number, self.handler) for number in stop_signals()}
         return self
 
     def __exit__(self, *_):

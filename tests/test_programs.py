@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -425,7 +426,7 @@ SHARED_BAD_FLAGS = [
     "--seed 100000000000000000000", "--epoch 1000000000000",
 ]  # fmt: skip
 STUDENT_BAD_FLAGS = [
-    "--k 0", "--k 65", "--b 0", "--b 65", "--w -1", "--T 0", "--kd-weight -1", "--ce-weight -1", "--kd-weight 0",
+    "--k 0", "--k 65", "--b 0", "--b 65", "--w -1", "--T 0", "--T 0.009", "--kd-weight -1", "--ce-weight -1", "--kd-weight 0",
     "--strategy 4", "--strategy -1",
     "--w inf", "--T nan", "--other-distill FitNet", "--student-arch resnet9", "--teacher-arch resnet9",
     "--batch-size 32", "--teacher-ckpt a/b", "--teacher-ckpt *",
@@ -506,6 +507,13 @@ def test_a_student_is_a_teacher_where_that_is_said(trained_teacher, tmp_path):
     with pytest.raises(student_v0.CheckpointError, match="a distilled student; --teacher-arch resnet8 says"):
         distil(folder, tmp_path, short)
     assert "_teacher_resnet8_v0_student_" in distil(folder, tmp_path, short, "--teacher-arch resnet8").name
+
+
+def test_in_a_notebook_s_thread(tmp_path):
+    flags = f"--arch resnet8 {QUICK} --epoch 1 --milestones --train-limit 64 --experiments {tmp_path}".split()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(teacher.main, flags).result()
+    assert list(tmp_path.glob("*/result.json"))
 
 
 def test_missing_data_writes_nothing(tmp_path, monkeypatch, trained_teacher):
