@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -153,7 +154,7 @@ class Run:
         saved = read_json(path)
         if saved is None:
             if path.exists():
-                print(f"warning: {path} is damaged, written anew", file=sys.stderr)
+                warn(f"{path} is damaged, written anew")
             elif any(self.folder.glob("ckpt/*.pth")) and not self.state_files():
                 raise RunError(f"{self.folder} holds checkpoints of another origin; --experiments names another place")
             return None
@@ -220,14 +221,14 @@ class Run:
             try:
                 saved = read_checkpoint(path)
             except CheckpointError as e:
-                print(f"warning: {e}; going back to the state before", file=sys.stderr)
+                warn(f"{e}; going back to the state before")
                 path.replace(path.with_suffix(".damaged"))  # it must never replace a sound `previous`
                 continue
             if not {"optimizer", "rows", "best", "trainer", "partial_epoch"} <= set(saved):
                 raise RunError(f"{path} is of another origin; --experiments names another place")
             return saved
         if paths:
-            print("warning: no sound state is left, starting over", file=sys.stderr)
+            warn("no sound state is left, starting over")
         return None
 
     def save(self, trainer, partial_epoch=None):
@@ -368,6 +369,12 @@ def arch_from_name(name):
 # ------------------------------------------------------------------------------------------------------------- files
 
 
+@cache
+def warn(text):
+    """A line on stderr, not said twice."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def lock(folder):
     """An open file whose lock says that this process uses the folder; closing it, or dying, releases it.
 
@@ -383,9 +390,7 @@ def lock(folder):
         file.seek(0)
         raise RunError(f"{folder} is in use by another process ({file.read().strip()})") from None
     except OSError as e:  # some Lustre, NFS and other mounts
-        print(
-            f"warning: {path}: {e.strerror}; two processes in this folder will not notice each other", file=sys.stderr
-        )
+        warn(f"{path}: {e.strerror}; two processes in this folder will not notice each other")
     with suppress(OSError):  # a full disk: what is saved next says so
         path.write_text(f"pid {os.getpid()} on {platform.node()}")
     return file

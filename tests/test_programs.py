@@ -426,10 +426,10 @@ SHARED_BAD_FLAGS = [
     "--seed 100000000000000000000", "--epoch 1000000000000",
 ]  # fmt: skip
 STUDENT_BAD_FLAGS = [
-    "--k 0", "--k 65", "--b 0", "--b 65", "--w -1", "--T 0", "--T 0.009", "--kd-weight -1", "--ce-weight -1", "--kd-weight 0",
+    "--k 0", "--k 65", "--b 0", "--b 65", "--w -1", "--T 0", "--kd-weight -1", "--ce-weight -1", "--kd-weight 0",
     "--strategy 4", "--strategy -1",
     "--w inf", "--T nan", "--other-distill FitNet", "--student-arch resnet9", "--teacher-arch resnet9",
-    "--batch-size 32", "--teacher-ckpt a/b", "--teacher-ckpt *",
+    "--batch-size 32", "--teacher-ckpt a/b", "--teacher-ckpt *", "--T 0.009",
 ]  # fmt: skip
 
 
