@@ -133,6 +133,7 @@ class LenientStream(io.TextIOWrapper):
 
     def __init__(self, stream):
         super().__init__(stream.buffer, stream.encoding, "replace", line_buffering=stream.line_buffering)
+        self.stream = stream  # forgotten, it would close the buffer
 
     def write(self, text):
         with suppress(OSError):
@@ -158,8 +159,8 @@ def run_main(main):
     SIGTERM, SIGINT and SIGHUP end it with one line and 128 + signal; during training see engine.trainer.StopRequest.
     """
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)  # None if it was closed before
-        setattr(sys, name, LenientStream(stream) if stream else open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: PTH123, SIM115  None: it was closed before
+        setattr(sys, name, LenientStream(stream))
 
     def stop(number, _):
         print0("stopped; the same command goes on from what is saved")
