@@ -23,7 +23,7 @@ source command/runs.sh
 
 GPUS=${GPUS:-} PER_GPU=${PER_GPU:-1}
 [[ $# = 0 || $* = --list ]] || usage "unknown argument: $*"
-[[ "$GPUS " =~ ^(([0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+)[[:space:]]+)*$ ]] ||
+[[ "$GPUS " =~ ^[[:space:]]*(([0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+)[[:space:]]+)*$ ]] ||
   usage "GPUS=$GPUS must be ids of GPUs with spaces between"
 [[ $PER_GPU =~ ^[1-9][0-9]?$ ]] || usage "PER_GPU=$PER_GPU must be a whole number from 1 to 99"
 
@@ -51,8 +51,11 @@ if [ "$PER_GPU" -gt 1 ] && [ -n "$GPUS${CUDA_VISIBLE_DEVICES-all}" ] && [ -z "${
   quit_mps=(env "${mps[@]}" nvidia-cuda-mps-control)
   trap 'trap "" INT TERM HUP; "${quit_mps[@]}" <<<quit &>/dev/null || :; rm -rf "$folder"' EXIT
   # The daemon sees every GPU: if it saw only some, the runs would have to number them anew.
-  env -u CUDA_VISIBLE_DEVICES "${mps[@]}" nvidia-cuda-mps-control -d &>/dev/null && gpus_compute "${mps[@]}" ||
-    { echo "MPS does not start here: runs that share a GPU take turns" && mps=(); }
+  if ! env -u CUDA_VISIBLE_DEVICES "${mps[@]}" nvidia-cuda-mps-control -d &>/dev/null ||
+    ! gpus_compute "${mps[@]}"; then
+    echo "MPS does not start here: runs that share a GPU take turns"
+    mps=()
+  fi
 fi
 
 slots=() # one for each run that there is room for at a time: its GPU

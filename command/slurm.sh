@@ -8,7 +8,7 @@
 #
 # An array for all runs that need none of the others, and one for each teacher's students, which start when it is
 # finished and are canceled if it fails. A run that Slurm preempts, or that comes near its time limit, saves, is queued
-# again and resumes; one that you cancel saves. Each run has its log in experiments/logs/; Slurm's own is slurm.log there.
+# again and resumes; one that you cancel saves. Each run has its log in experiments/logs/; Slurm's is slurm.log.
 #
 # Give the command again at any time: what is queued or running is left alone, the rest is submitted anew. Interrupted
 # and failed runs then go on, finished ones end within seconds. Packages are installed before anything is submitted.

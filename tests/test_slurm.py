@@ -18,7 +18,7 @@ PYTHON = f"""#!/bin/sh
 [ "$1" != student_v0.py ] || set -- "$@" --teacher-path "$(echo "${{3%/}}"_epoch*)"
 OMP_NUM_THREADS=1 exec {sys.executable} "$@" {QUICK}
 """
-TEACHER, ALONE = "teacher_vgg13_lr0.05", "teacher_vgg8_lr0.05_seed0"
+TEACHER, ALONE = "teacher_vgg13", "alone_vgg8_seed0"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_cancelled_and_failed_runs_are_submitted_again_by_the_same_command(clust
     assert cluster.submit(FAILS="--arch vgg13").startswith("submitted 4 of 4")
     cluster.wait_until_empty()  # the students of a failed teacher are cancelled
     assert cluster.ran("end") == ["teacher.py --arch vgg8 --lr 0.05 --seed 0"]
-    assert cluster.log(TEACHER).endswith("error: broken\n") and len(list(cluster.logs.glob("student*"))) == 0
+    assert cluster.log(TEACHER).endswith("error: broken\n") and len(list(cluster.logs.glob("*_vgg13_vgg8*"))) == 0
 
     assert cluster.submit().startswith("submitted 4 of 4")
     cluster.wait_until_empty()
