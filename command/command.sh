@@ -63,27 +63,27 @@ for ((i = 0; i < PER_GPU; i++)); do slots+=("${gpus[@]}"); done
 pid_of=() run_of=()     # of each busy slot
 waiting=("${!runs[@]}") # the runs that are still to be started, each at its own index
 problems=()             # of each run that failed, or whose teacher did: a line
-ended=0 finished=0 stopped='' signaled=()
+ended=0 finished=0 stopped=''
 
 say() { printf '%(%F %T)T [%d/%d] %s\n' -1 "$ended" ${#runs[@]} "$1" 2>/dev/null || :; }
 
 # From here to the end of the loop nothing runs in the foreground: a Ctrl-C would end it, and this script with it.
 
-# stop CODE: passes a signal on to the runs, to each once, as a second one ends a run without saving.
+# stop CODE: passes a signal on to the runs.
 stop() {
-  stopped=$1 signaled=("${pid_of[@]}")
+  stopped=$1
   say "stopping: the runs save where they are; once more stops them at once"
-  kill "${signaled[@]}" 2>/dev/null || :
+  kill "${pid_of[@]}" 2>/dev/null || :
 }
 
-# start RUN SLOT: in a session of its own, out of reach of the terminal's Ctrl-C.
+# start RUN SLOT: in a session of its own, out of reach of the terminal's Ctrl-C, which would be a second signal.
 start() {
   local run=$1 slot=$2 gpu=${slots[$2]} log=$LOGS/${names[$1]}.log
   unset "waiting[run]"
   printf '== %(%F %T)T, %s%s: python %s\n' -1 "$HOSTNAME" "${gpu:+, GPU $gpu}" "${runs[run]}" >>"$log" || :
   env "${mps[@]}" ${gpu:+"CUDA_VISIBLE_DEVICES=$gpu"} setsid "$PYTHON" ${runs[run]} </dev/null >>"$log" 2>&1 &
   pid_of[slot]=$! run_of[slot]=$run
-  [[ -z $stopped || " ${signaled[*]} " == *" $! "* ]] || kill $! 2>/dev/null || : # the signal came before it
+  [ -z "$stopped" ] || kill $! 2>/dev/null || : # the signal came before this run; twice at once is as once to a run
   say "started ${names[run]}${gpu:+ on GPU $gpu}"
 }
 
