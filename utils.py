@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-import resource
 import signal
 import sys
 import time
@@ -26,9 +25,8 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are one line."""
 
     def __init__(self, description):
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+        as_it_is = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=as_it_is, allow_abbrev=False)
 
     def error(self, message):
         distributed.wait_for_rank0_error()
@@ -37,12 +35,9 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
     """An argparse type: an int or float with low <= value <= high and above < value < below, never nan or infinite."""
-    bounds = [
-        text.format(limit)
-        for text, limit in (("at least {}", low), ("at most {}", high), ("above {}", above), ("below {}", below))
-        if math.isfinite(limit)
-    ]
-    wanted = " ".join(["a whole number" if kind is int else "a number", " and ".join(bounds)])
+    bounds = {"at least": low, "at most": high, "above": above, "below": below}
+    wanted = " and ".join(f"{text} {limit}" for text, limit in bounds.items() if math.isfinite(limit))
+    wanted = f"{'a whole number' if kind is int else 'a number'} {wanted}"
 
     def convert(text):
         try:
@@ -59,63 +54,51 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
 def add_shared_flags(parser):
     """The flags of both programs: recipe (section 2), data, and where and how to run."""
     # fmt: off
-    recipe = parser.add_argument_group("recipe (the defaults are the published one)")
-    add = recipe.add_argument
+    add = parser.add_argument_group("recipe (the defaults are the published one)").add_argument
     add("--epoch", type=number(int, 1, MANY), default=240, help="epochs to train (240, 30 after the last milestone)")
     add("--batch-size", type=number(int, 2, TRAIN_SIZE), default=64,
         help="images a step (64; another one wants another --lr, --k and --b)")
     add("--lr", type=number(float, above=0), default=0.05,
         help="learning rate at the start (0.05; published runs take 0.01 for MobileNetV2, ShuffleV1, ShuffleV2)")
     add("--momentum", type=number(float, 0, below=1), default=0.9, help="of SGD, without Nesterov (0.9)")
-    add("--weight-decay", type=number(float, 0), default=5e-4,
-        help="of SGD, on all parameters (5e-4)")
-    add("--gamma", type=number(float, above=0), default=0.1,
-        help="what the learning rate is multiplied by at a milestone (0.1)")
+    add("--weight-decay", type=number(float, 0), default=5e-4, help="of SGD, on all parameters (5e-4)")
+    add("--gamma", type=number(float, above=0), default=0.1, help="factor of the learning rate at a milestone (0.1)")
     add("--milestones", type=number(int, 1, MANY), nargs="*", default=[150, 180, 210], metavar="EPOCH",
         help="epochs after which the learning rate drops (150 180 210); none given: it never does")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0,
         help="of initial weights, order, augmentation and mixing (0); the published figures are means over four")
 
-    data = parser.add_argument_group("data")
-    add = data.add_argument
+    add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=("cifar100", "synthetic"), default="cifar100",
         help="synthetic: 100 classes of generated images, needs no files (cifar100)")
     add("--data-root", type=Path, default=Path("data"), metavar="DIR",
         help="where cifar-100-python/ lies or is downloaded to (./data)")
-    add("--train-limit", type=number(int, 2, TRAIN_SIZE), metavar="N",
-        help="only the first N training images, for a quick look (all)")
-    add("--val-limit", type=number(int, 1, TEST_SIZE), metavar="N",
-        help="only the first N test images, for a quick look (all)")
+    add("--train-limit", type=number(int, 2, TRAIN_SIZE), metavar="N", help="only the first N training images (all)")
+    add("--val-limit", type=number(int, 1, TEST_SIZE), metavar="N", help="only the first N test images (all)")
     add("--holdout", type=number(int, 0, TRAIN_SIZE), default=0, metavar="N",
-        help="keep N training images apart to choose the best epoch on, and look at the test images once, at the end "
+        help="choose the best epoch on N training images kept apart, and look at the test images once, at the end "
         "(0: choose on the test images, as the paper does)")
 
-    machine = parser.add_argument_group("machine and files")
-    add = machine.add_argument
+    add = parser.add_argument_group("machine and files").add_argument
     add("--gpu-id", type=number(int, -1, MANY), metavar="ID",
         help="index among the visible GPUs; -1: the CPU (the first visible GPU, else the CPU)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+    add("--precision", choices=("auto", "fp32", "tf32", "bf16"), default="auto",
         help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively)")
-    add("--tf32", action="store_true", help="with --precision fp32 on a GPU: allow TF32 (off: fp32 is exact)")
     add("--compile", choices=("auto", "on", "off"), default="auto",
         help="compile the frozen teacher and, on a GPU, the trained network (auto: in runs long enough for it to pay); "
         "off: use no CUDA graphs either")
-    add("--sync-bn", action="store_true",
-        help="over several GPUs, batch norm over the whole batch (off: each process normalizes its part)")
-    add("--experiments", type=Path, default=Path("experiments"), metavar="DIR",
-        help="holds a folder a run (./experiments)")
+    add("--sync-bn", action="store_true", help="over several GPUs: batch norm over the whole batch (off: over a part)")
+    add("--experiments", type=Path, default=Path("experiments"), metavar="DIR", help="of all runs (./experiments)")
     add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",
-        help="a numbered checkpoint every N epochs, besides those at milestones and the end (40, to spare the disk)")
-    add("--fresh", action="store_true",
-        help="move an earlier run of these settings aside and start over (off: resume it)")
+        help="a numbered checkpoint every N epochs, at milestones and at the end (40, to spare the disk)")
+    add("--fresh", action="store_true", help="move an earlier run of these settings aside and start over (off: resume)")
     add("--debug", action="store_true", help="show the traceback of an error (off: one line)")
     # fmt: on
 
 
 def check_shared_flags(parser, args):
     """What single flags cannot tell: conflicts between them. Exits with code 2."""
-    rising = all(a < b for a, b in zip(args.milestones, args.milestones[1:]))
-    if not rising:
+    if not all(a < b for a, b in zip(args.milestones, args.milestones[1:])):
         parser.error(f"argument --milestones: must rise, not {' '.join(map(str, args.milestones))}")
     if args.milestones != parser.get_default("milestones") and any(m >= args.epoch for m in args.milestones):
         parser.error(f"argument --milestones: {args.milestones[-1]} never comes within --epoch {args.epoch}")
@@ -172,7 +155,7 @@ def set_up(parser, args):
     if args.sync_bn and device.type != "cuda":
         parser.error("argument --sync-bn: torch has it on GPUs only")
     precision = choose_precision(parser, args, device)
-    setup_backend(device, args.tf32, graphs=args.compile != "off")
+    setup_backend(device, precision == "tf32", graphs=args.compile != "off")
     distributed.init(device)
     return device, precision
 
@@ -203,11 +186,11 @@ def choose_device(parser, gpu_id):
 
 
 def choose_precision(parser, args, device):
-    """ "fp32", "tf32" or "bf16". Exits with code 2 for --tf32 where it means nothing."""
-    if args.tf32 and (device.type != "cuda" or args.precision != "fp32"):
-        parser.error("argument --tf32: belongs to --precision fp32 on a GPU")
+    """ "fp32", "tf32" or "bf16". Exits with code 2 for tf32 on a CPU."""
+    if args.precision == "tf32" and device.type != "cuda":
+        parser.error("argument --precision: tf32 is of GPUs")
     if args.precision != "auto":
-        return "tf32" if args.tf32 else args.precision
+        return args.precision
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -244,14 +227,15 @@ def process_seconds():
 
 
 def peak_memory(device):
-    """The most bytes that were in use: on a GPU by torch, graphs included, on the CPU by the whole process."""
+    """The most bytes that were in use: on a GPU by torch, graphs included, on the CPU by the whole process.
+
+    None where the system (not Linux) does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    with suppress(OSError):  # not Linux; elsewhere getrusage has to do, which also counts what the parent process had
+    with suppress(OSError):
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def hours(seconds):

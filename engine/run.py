@@ -7,6 +7,7 @@
                      result.json    once the run is finished
 """
 
+import copy
 import csv
 import errno
 import fcntl
@@ -53,16 +54,13 @@ def make_config(parser, args, device, precision, **more):
     precision: what --precision resolved to. more: `kind` ("teacher" or "student"), `arch`, the network trained, and of
     a student `teacher_arch`, `teacher_sha256` and others.
     """
-    settings, defaults = (
-        {flag: str(value) if isinstance(value, Path) else value for flag, value in values.items()}
-        for values in (vars(args), {flag: parser.get_default(flag) for flag in vars(args)})
-    )
+    settings = tree_map_only(Path, str, vars(args))
     effective = {flag: value for flag, value in settings.items() if flag not in WITHOUT_EFFECT}
     return {
         "command": shlex.join(sys.argv),
         **more,
         "settings": settings,
-        "defaults": defaults,
+        "defaults": tree_map_only(Path, str, {flag: parser.get_default(flag) for flag in settings}),
         "effective_settings": effective | {name: more[name] for name in OF_TEACHER if name in more},
         "precision": precision,
         "world_size": distributed.world_size(),
@@ -115,9 +113,7 @@ class Run:
         if len(name) > LONGEST_NAME:
             name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self.folder, self.config, self.fresh = args.experiments / name, config, args.fresh
-        self.prefix = "student_" if config["kind"] == "student" else ""
-        self.rows, self.best_weights, self.startup_seconds = [], None, None
-        self.events = self.lock = None
+        self.rows, self.best_weights, self.startup_seconds, self.events, self.lock = [], None, None, None, None
         parent = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
             raise RunError(f"{self.folder} cannot be made: {parent} is no folder that may be written to")
@@ -146,9 +142,8 @@ class Run:
             write_json(self.folder / "config.json", self.config)
 
     def __exit__(self, *_):
-        for resource in (self.events, self.lock):
-            if resource:
-                resource.close()
+        for resource in filter(None, (self.events, self.lock)):
+            resource.close()
 
     def check_same_settings(self):
         """The config.json that is there, None if there is none. Raises RunError where it is another run's."""
@@ -165,10 +160,8 @@ class Run:
         for name, value in self.config["effective_settings"].items():
             before = saved["effective_settings"].get(name, self.config["defaults"].get(name))
             if before != value:
-                raise RunError(
-                    f"{self.folder} holds a run with {name} {before}, not {value}; --fresh moves it aside, "
-                    f"--experiments names another place"
-                )
+                remedy = "--fresh moves it aside, --experiments names another place"
+                raise RunError(f"{self.folder} holds a run with {name} {before}, not {value}; {remedy}")
         return saved
 
     @property
@@ -189,7 +182,8 @@ class Run:
     # ---------------------------------------------------------------------------------------------- saving, resuming
 
     def checkpoint(self, name):
-        return self.folder / "ckpt" / f"{self.prefix}{name}.pth"
+        prefix = "student_" if self.config["kind"] == "student" else ""
+        return self.folder / "ckpt" / f"{prefix}{name}.pth"
 
     def restore(self, trainer):
         """Load the last sound state, if there is one, and bring the other files to where it stands.
@@ -254,7 +248,7 @@ class Run:
     def weights(self, model):
         """What every checkpoint holds."""
         return {
-            "state_dict": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+            "state_dict": {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()},
             "arch": self.config["arch"],
             "kind": self.config["kind"],
             "epoch": len(self.rows),
@@ -270,8 +264,7 @@ class Run:
             return
         weights = self.weights(trainer.model)
         if self.best["epoch"] == epoch:
-            clones = {name: tensor.cpu().clone() for name, tensor in weights["state_dict"].items()}
-            self.best_weights = {**weights, "state_dict": clones}
+            self.best_weights = copy.deepcopy(weights)  # training goes on in the same tensors
             write_checkpoint(self.checkpoint("best"), weights)
         if epoch % settings["save_interval"] == 0 or epoch in [*settings["milestones"], settings["epoch"]]:
             write_checkpoint(self.checkpoint(f"{epoch:03d}"), weights)
@@ -286,9 +279,8 @@ class Run:
         self.events.flush()
 
     def write_files(self, trainer):
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer = csv.DictWriter(text, dict.fromkeys(name for row in self.rows for name in row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         for name, content in {"metrics.csv": text.getvalue().encode(), **trainer.files()}.items():
@@ -298,39 +290,35 @@ class Run:
         """Write result.json. more: further entries."""
         if distributed.rank() > 0:
             return
-        train_seconds = sum(row["train_seconds"] for row in self.rows)
+        last, epochs = self.rows[-1], len(self.rows)
+        seconds, val_seconds = (sum(row[name] for row in self.rows) for name in ("train_seconds", "val_seconds"))
         result = {
             "best_acc": self.best["val/cls_acc"],
             "best_epoch": self.best["epoch"],
-            "last_acc": self.rows[-1]["val/cls_acc"],
-            "epochs": len(self.rows),
-            "train_seconds": train_seconds,
-            "val_seconds": sum(row["val_seconds"] for row in self.rows),
+            "last_acc": last["val/cls_acc"],
+            "epochs": epochs,
+            "train_seconds": seconds,
+            "val_seconds": val_seconds,
             "startup_seconds": self.startup_seconds,
-            "images_per_second": images_per_epoch * len(self.rows) / train_seconds,
-            **{name.removeprefix("cost/"): value for name, value in self.rows[-1].items() if name.startswith("cost/")},
-            **more,
+            "images_per_second": images_per_epoch * epochs / seconds,
+            **{name.removeprefix("cost/"): value for name, value in last.items() if name.startswith("cost/")},
         }
-        write_json(self.folder / "result.json", result)
+        write_json(self.folder / "result.json", result | more)
         self.checkpoint("previous").unlink(missing_ok=True)
 
     def summarize(self):
         """Print a finished run's result."""
         if distributed.rank() > 0:
             return
-        result = self.result
-        best, epoch, last = (result[name] for name in ("best_acc", "best_epoch", "last_acc"))
-        print(f"{self.folder}: best {best:.2f} % (epoch {epoch}), last {last:.2f} %")
-        cost = f"{result['train_macs'] / 1e12:.2f} TMAC"
-        if result["teacher_queries"]:
-            paper, usual = (100 * result[name] for name in ("computation", "computation_usual"))
-            cost = f"the teacher saw {result['teacher_queries']:,} images; {cost}, {paper:.1f} % of KD's"
-            cost += f" ({usual:.1f} % if backward counts as two forwards)"
-        print(f"{cost}; {result['train_seconds']:.1f} s of training at {result['images_per_second']:.0f} images/s")
-        if "test_acc_best" in result:
-            print(
-                f"on the test images: best epoch {result['test_acc_best']:.2f} %, last {result['test_acc_last']:.2f} %"
-            )
+        r = {"test_acc_best": None, **self.result}
+        print(f"{self.folder}: best {r['best_acc']:.2f} % (epoch {r['best_epoch']}), last {r['last_acc']:.2f} %")
+        cost = f"{r['train_macs'] / 1e12:.2f} TMAC"
+        if r["teacher_queries"]:
+            cost = f"the teacher saw {r['teacher_queries']:,} images; {cost}, {100 * r['computation']:.1f} % of KD's"
+            cost += f" ({100 * r['computation_usual']:.1f} % if backward counts as two forwards)"
+        print(f"{cost}; {r['train_seconds']:.1f} s of training at {r['images_per_second']:.0f} images/s")
+        if r["test_acc_best"] is not None:
+            print(f"on the test images: best epoch {r['test_acc_best']:.2f} %, last {r['test_acc_last']:.2f} %")
 
 
 # --------------------------------------------------------------------------------------------------- teacher folders
@@ -349,10 +337,8 @@ def find_checkpoint(path, word):
             f"{folder}: no such folder; --teacher-path takes a folder that `python teacher.py` made, one with a "
             f"downloaded teacher at ckpt/best.pth, or the file itself"
         )
-    word, files = stem(Path(word)), {}
-    for file in sorted(folder.iterdir()):
-        if file.name.endswith(SUFFIXES):
-            files.setdefault(stem(file), file)
+    word = stem(Path(word))
+    files = {stem(file): file for suffix in reversed(SUFFIXES) for file in sorted(folder.glob(f"*{suffix}"))}
     matches = [name for name in files if name == word] or [name for name in files if word in name]
     if len(matches) != 1:
         found = f"several: {', '.join(matches)}" if matches else f"none; there are: {', '.join(files) or 'none at all'}"
@@ -362,8 +348,7 @@ def find_checkpoint(path, word):
 
 def stem(file):
     """A checkpoint's name without its suffix."""
-    suffix = max((suffix for suffix in SUFFIXES if file.name.endswith(suffix)), key=len, default="")
-    return file.name.removesuffix(suffix)
+    return next((file.name.removesuffix(end) for end in SUFFIXES if file.name.endswith(end)), file.name)
 
 
 def teacher_name(path):

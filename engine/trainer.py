@@ -37,6 +37,11 @@ class Trainer:
             model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=True
         )
 
+    def begin_epoch(self, epoch):
+        """Set the numbers that step() reads. Returns them: another tuple has the step recorded anew."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.args, epoch)
+        return (learning_rate(self.args, epoch),)
+
     def batches(self, epoch):
         """The epoch's randomness: a list, for each step the tensors that step() takes."""
         raise NotImplementedError
@@ -72,10 +77,13 @@ class TrainStep:
         self.trainer, self.meters = trainer, Meters(device)
         self.finite = torch.tensor(True, device=device)
         self.finite_steps = torch.tensor(0, device=device)  # before the first loss that is not finite
-        self.graphed = CUDAGraphed(self.run, trainer.args.batch_size)
+        self.graphed, self.numbers = CUDAGraphed(self.run, trainer.args.batch_size), None
 
-    def reset(self, partial):
+    def begin_epoch(self, epoch, partial):
         """Start an epoch, or resume one. The saved meters are those of all processes, so rank 0 alone gets them."""
+        before, self.numbers = self.numbers, self.trainer.begin_epoch(epoch)
+        if self.numbers != before:
+            self.graphed.reset()
         self.meters.reset(partial.meters if distributed.rank() == 0 else None)
         self.finite_steps.fill_(partial.step)
 
@@ -155,18 +163,15 @@ def fit(run, trainer, **result):
 
 def train(run, trainer):
     """The epochs of fit()."""
-    args, data, optimizer = trainer.args, trainer.data, trainer.optimizer
+    args, data = trainer.args, trainer.data
     steps = -(-len(data.train) // args.batch_size)
     evaluate, step = Evaluator(trainer.model, data.val, trainer.autocast), TrainStep(trainer)
     partial = PartialEpoch(**(run.restore(trainer) or {}))
     progress = Progress(trainer.tag, args, len(data.train), len(run.rows), partial.step)
     with StopRequest() as stop:
         for epoch in range(len(run.rows) + 1, args.epoch + 1):
-            if optimizer.param_groups[0]["lr"] != learning_rate(args, epoch):
-                optimizer.param_groups[0]["lr"] = learning_rate(args, epoch)
-                step.graphed.reset()  # the recorded step has the old rate in it
             trainer.model.train()
-            step.reset(partial)
+            step.begin_epoch(epoch, partial)
             start = time.monotonic() - partial.seconds
             for i, batch in enumerate(trainer.batches(epoch)[partial.step :], partial.step):
                 step(*batch)
@@ -184,7 +189,7 @@ def train(run, trainer):
             end = time.monotonic()
             row["val/cls_loss"], row["val/cls_acc"], centers = evaluate()
             row |= {f"cost/{name}": value for name, value in trainer.end_epoch(epoch, step.meters, centers).items()}
-            row |= {"lr": optimizer.param_groups[0]["lr"], "train_seconds": end - start}
+            row |= {"lr": learning_rate(args, epoch), "train_seconds": end - start}
             row["val_seconds"] = time.monotonic() - end
             run.end_epoch(trainer, row)
             progress.epoch(row, run.best["val/cls_acc"])

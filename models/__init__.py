@@ -8,7 +8,7 @@ Parameter names are those of the teachers that the field has released since 2019
 
 from functools import partial
 
-from .checkpoint import CheckpointError, checksum, load_strict, num_classes, read_checkpoint
+from .checkpoint import CheckpointError, adapt, num_classes, read_checkpoint, some
 from .mobilenetv2 import MobileNetV2
 from .network import pooled_size
 from .resnet import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet
@@ -16,7 +16,7 @@ from .shufflenet import ShuffleV1, ShuffleV2
 from .vgg import PLANS, VGG
 from .wrn import WideResNet
 
-__all__ = ["CheckpointError", "checksum", "load_model", "model_dict", "pooled_size", "read_checkpoint"]
+__all__ = ["CheckpointError", "load_model", "model_dict", "pooled_size", "read_checkpoint"]
 
 model_dict = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
@@ -30,7 +30,6 @@ model_dict = {
     "ShuffleV1": ShuffleV1,
     "ShuffleV2": ShuffleV2,
 }
-NAMES = list(model_dict)
 
 
 def load_model(path, arch=None):
@@ -40,13 +39,16 @@ def load_model(path, arch=None):
     Raises CheckpointError where the file holds no weights, or those of another network than it says.
     """
     checkpoint = read_checkpoint(path)
-    if checkpoint.get("arch") in NAMES:
+    names = list(model_dict)  # a list: what a file says may be unhashable
+    if checkpoint.get("arch") in names:
         arch = checkpoint["arch"]
-    if arch not in NAMES:
+    if arch not in names:
         raise CheckpointError(f"{path}: does not say which network it holds; name it (--teacher-arch)")
     classes = num_classes(checkpoint["state_dict"])
     if classes is None:
-        raise CheckpointError(f"{path}: not the weights of {arch}, it has no linear classifier")
+        raise CheckpointError(
+            f"{path}: not the weights of {arch}, no linear classifier in {some(list(checkpoint['state_dict']))}"
+        )
     model = model_dict[arch](num_classes=classes)
-    load_strict(model, checkpoint["state_dict"], arch, path)
-    return model.eval(), {**checkpoint, "arch": arch, "num_classes": classes}
+    model.load_state_dict(adapt(checkpoint["state_dict"], model, arch, path))
+    return model.eval(), {**checkpoint, "arch": arch, "num_classes": classes, "state_dict": model.state_dict()}

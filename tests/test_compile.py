@@ -9,16 +9,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from faults import differences, flatten, outcome
 from test_programs import KD, distil, distiller_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import engine.compile
 import teacher
-from faults import differences, flatten, outcome
 from benchmarks.plain import PlainDistiller
-from models import load_model, model_dict
 from engine.compile import CUDAGraphed, freeze, resolve_compile
+from models import load_model, model_dict
 from utils import autocast
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(CUDAGraphed, "allowed", True)
+    monkeypatch.setattr(CUDAGraphed, "enabled", True)
     return made
 
 
@@ -158,7 +158,7 @@ def losses(trained_teacher, precision, compilation, steps=20):
 def test_fast_and_plain_give_the_same_losses(trained_teacher):
     plain, fast = (losses(trained_teacher, "fp32", compilation) for compilation in ("off", "on"))
     assert len(set(plain.tolist())) == 20
-    torch.testing.assert_close(fast[0], plain[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(fast[0], plain[0], rtol=3e-5, atol=0)
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=0)
     halved = losses(trained_teacher, "bf16", "on")
     torch.testing.assert_close(halved[0], plain[0], rtol=0.05, atol=0)
@@ -171,7 +171,7 @@ def test_the_plain_loop_gives_the_same_losses(trained_teacher):
     teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
     student = model_dict["resnet8"]()
     plain = PlainDistiller(
-        copy.deepcopy(student), copy.deepcopy(teacher_model), distiller_of(student, None, SLOWLY).args
+        copy.deepcopy(student), copy.deepcopy(teacher_model), distiller_of(student, teacher_model, SLOWLY).args
     )
     channels_last = {"memory_format": torch.channels_last}
     distiller = distiller_of(student.to(**channels_last), teacher_model.to(**channels_last), SLOWLY, images=64 * 20)
@@ -179,7 +179,7 @@ def test_the_plain_loop_gives_the_same_losses(trained_teacher):
         images, labels, _ = distiller.data.train.batch(*batch[:3])
         plain.step(images.contiguous(), labels, *batch[3:])
         ours = distiller.step(*batch)
-        tolerance = 1e-5 if i == 0 else 1e-3
+        tolerance = 3e-5 if i == 0 else 1e-3
         assert ours["train/loss"][0].item() == pytest.approx(plain.statistics["loss"][i], rel=tolerance)
         entropy = ours["train/s_all_entropy"].mean().item()
         assert entropy == pytest.approx(plain.statistics["uncertainty"][i], rel=tolerance)

@@ -1,4 +1,4 @@
-"""engine/distributed.py and the programs over several processes, by gloo on the CPU; torchrun runs this file as the worker."""
+"""engine/distributed.py and the programs over several processes, by gloo on the CPU; torchrun runs this file."""
 
 import csv
 import json
@@ -16,9 +16,9 @@ import torch
 from conftest import QUICK, ROOT
 
 import dataset
-from engine import distributed
 import student_v0
 import teacher
+from engine import distributed
 from engine.meters import Evaluator
 from engine.trainer import TrainStep
 from models import model_dict

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from faults import scalars
 from torchvision.datasets import CIFAR100
 
 import dataset
@@ -47,22 +48,6 @@ def read(folder):
     with (folder / "metrics.csv").open() as f:
         metrics = list(csv.DictReader(f))
     return json.loads((folder / "result.json").read_text()), metrics
-
-
-def scalars(folder):
-    """{tag: [(step, value), ...]} of the TensorBoard files, read by their own format: protobuf records."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = {}
-    for path in sorted((folder / "events").iterdir()):
-        content = path.read_bytes()
-        while content:
-            length = int.from_bytes(content[:8], "little")
-            event = Event.FromString(content[12 : 12 + length])
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-            content = content[16 + length :]
-    return found
 
 
 # -------------------------------------------------------------------------------------------------------- learning
@@ -102,7 +87,7 @@ def test_teacher_files(trained_teacher):
     events = scalars(trained_teacher)
     cost = {"cost/teacher_queries", "cost/train_macs", "cost/train_macs_usual"}
     assert set(events) == {"train/cls_loss", "train/cls_acc", "val/cls_loss", "val/cls_acc"} | cost
-    macs = forward_macs("resnet8")
+    macs = forward_macs(model_dict["resnet8"]())
     assert (result["teacher_queries"], result["train_macs"]) == (0, 2 * 640 * 2 * macs)
     assert result["train_macs_usual"] == 2 * 640 * 3 * macs and "computation" not in result
     for tag, values in events.items():
@@ -129,7 +114,7 @@ def test_student_files_of_unix(trained_teacher, tmp_path):
     assert all([step for step, _ in events[tag]] == [1, 2] for tag in events if tag != "train/center_dist")
 
     assert result["teacher_queries"] == 2 * (8 * 48 + 16)
-    fs = ft = forward_macs("resnet8")
+    fs = ft = forward_macs(model_dict["resnet8"]())
     for ending, c in (("", 1), ("_usual", 2)):
         spent, kd = 400 * (ft + (1 + c) * fs) + 528 * fs, 528 * (ft + (1 + c) * fs)  # kept, and scored
         assert result[f"train_macs{ending}"] == 2 * spent and result[f"computation{ending}"] == pytest.approx(
@@ -269,7 +254,10 @@ def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     distiller.student = distiller.ddp_student = distiller.model.to("meta")
     distiller.teacher = teacher_model.to("meta")
     distiller.optimizer = torch.optim.SGD(distiller.model.parameters(), 0.05)  # the fused one knows no such device
-    for owner, names in ((distiller, ("centers", "selected")), (distiller.data.train, vars(distiller.data.train))):
+    for owner, names in (
+        (distiller, ("centers", "selected", "scores")),
+        (distiller.data.train, vars(distiller.data.train)),
+    ):
         for name in names:
             setattr(owner, name, getattr(owner, name).to("meta"))
     stats = TrainStep(distiller).run(*(tensor.to("meta") for tensor in batch))
@@ -433,7 +421,7 @@ SHARED_BAD_FLAGS = [
     "--milestones 2 2", "--epoch 3 --milestones 3", "--save-interval 0", "--seed -1", "--gpu-id -2", "--gpu-id 99",
     "--train-limit 1", "--train-limit 50001", "--val-limit 0", "--val-limit 10001", "--holdout -1",
     "--holdout 49999", "--train-limit 100 --holdout 99", "--precision fp16", "--dataset cifar10", "--nonsense",
-    "--epo 3", "--tf32", "--precision bf16 --tf32", "--compile maybe", "--sync-bn",
+    "--epo 3", "--precision tf32", "--compile maybe", "--sync-bn",
     "--seed 100000000000000000000", "--epoch 1000000000000",
 ]  # fmt: skip
 STUDENT_BAD_FLAGS = [

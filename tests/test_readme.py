@@ -13,24 +13,63 @@ from PIL import Image
 import dataset
 from models import load_model
 
-README = (ROOT / "README.md").read_text()
+README, RUNS = ((ROOT / name).read_text() for name in ("README.md", "experiments/README.md"))
 
 
-def test_classifying_a_picture(trained_teacher, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert sum(map(bool, code.splitlines())) == 5
-    (path,) = re.findall(r'load_model\("(.*?)"\)', code)
-    (tmp_path / path).parent.mkdir(parents=True)
-    shutil.copy(trained_teacher / "ckpt" / "best.pth", tmp_path / path)
+def python_blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def run(code, cwd):
+    """What the code prints, run in `cwd` as from the repository's root."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def teacher_path(trained_teacher, tmp_path):
+    """The teacher at the place that the blocks name."""
+    path = tmp_path / "experiments" / "teacher_resnet20" / "ckpt" / "best.pth"
+    path.parent.mkdir(parents=True)
+    shutil.copy(trained_teacher / "ckpt" / "best.pth", path)
+    return path
+
+
+def test_length():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_selector_in_another_loop(tmp_path):
+    """Every image is kept, mixed or dropped as the selector says, and the student gets gradients."""
+    loop, _ = python_blocks(README)
+    before = """
+import torch
+from models import model_dict
+student, teacher = model_dict["resnet8"](), model_dict["resnet8"]().eval()
+loader = [(torch.randn(64, 3, 32, 32), torch.zeros(64, dtype=torch.int64))]
+"""
+    after = "print(len(kept.images), len(target), student.conv1.weight.grad.norm() > 0, teacher.conv1.weight.grad)"
+    assert run(before + loop + after, tmp_path) == "48 48 tensor(True) None\n"
+
+
+def test_a_network_an_uncertainty_and_a_loss_of_ones_own(teacher_path, tmp_path):
+    _, code = python_blocks(README)
+    out = run(code + "print(student_v0.UNCERTAINTIES[4] is second_best)", tmp_path)
+    (folder,) = (tmp_path / "experiments").glob("v0_student_tiny_*_strategy4_*")
+    assert "otherdistillcosine" in folder.name and (folder / "result.json").exists() and out.endswith("True\n")
+    assert torch.load(folder / "ckpt" / "student_best.pth")["state_dict"]["fc.weight"].shape == (100, 64)
+
+
+def test_classifying_a_picture(teacher_path, tmp_path):
+    (code,) = python_blocks(RUNS)
     split = dataset.load("synthetic", None, "cpu", 1, 1).val
     Image.fromarray(split.images[0].numpy()).save(tmp_path / "picture.png")
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
     images = split.normalized(split.images)
     with torch.no_grad():
-        best = load_model(tmp_path / path)[0](images).argmax().item()
-    assert result.stdout.strip() == dataset.CLASSES[best]
+        best = load_model(teacher_path)[0](images).argmax().item()
+    assert run(code, tmp_path).strip() == dataset.CLASSES[best]
 
 
 def test_pictures_of_any_kind_become_inputs():
@@ -49,5 +88,5 @@ def test_class_names():
 
 
 def test_files_that_are_linked_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
     assert links and all((ROOT / link).exists() for link in links if not link.startswith("http"))

@@ -10,8 +10,18 @@ import torch
 
 import student_v0
 import teacher
+from engine.run import (
+    Run,
+    RunError,
+    arch_from_name,
+    find_checkpoint,
+    lock,
+    make_config,
+    name_suffix,
+    teacher_name,
+    write_file,
+)
 from models import CheckpointError
-from engine.run import Run, RunError, arch_from_name, find_checkpoint, lock, make_config, name_suffix, teacher_name, write_file
 
 
 def name(program, *flags):
@@ -32,11 +42,11 @@ def test_default_names_are_the_published_ones():
 EFFECTS = (  # every flag that changes a result, with a value that is not its default
     "--epoch 3, --batch-size 128, --lr 0.01, --lr 0.0100001, --momentum 0.8, --weight-decay 1e-4, --gamma 0.2, "
     "--milestones 2, --milestones 1 2, --milestones, --seed 1, --dataset synthetic, --train-limit 100, "
-    "--val-limit 100, --holdout 100, --precision fp32, --precision bf16, --tf32, --sync-bn"
+    "--val-limit 100, --holdout 100, --precision fp32, --precision bf16, --precision tf32, --sync-bn"
 )
 STUDENT_EFFECTS = (
     "--k 40, --b 16, --w 1000, --w 10.5, --w 10.000001, --strategy 1, --T 2, --kd-weight 0.5, --ce-weight 0.5, "
-    "--other-distill AT, --other-distill SP, --teacher-ckpt last, --student-arch resnet8, "
+    "--score-every 5, --other-distill AT, --other-distill SP, --teacher-ckpt last, --student-arch resnet8, "
     "--teacher-path teacher_resnet32x4_seed1"
 )
 
@@ -60,7 +70,7 @@ def test_every_flag_is_either_without_effect_or_in_the_name(program):
 
 
 def test_a_switch_is_named_by_itself():
-    assert name(teacher, "--tf32", "--sync-bn") == "_tf32_syncbn"
+    assert name(teacher, "--sync-bn") == "_syncbn"
 
 
 def test_long_names_are_cut_and_stay_apart(tmp_path):
@@ -174,7 +184,9 @@ def test_a_folder_is_not_shared_by_runs_of_other_settings(tmp_path):
 def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
     open_run(tmp_path / "run", config())
     new = config()
-    new["defaults"], new["effective_settings"] = ({**new[part], "new": 1} for part in ("defaults", "effective_settings"))
+    new["defaults"], new["effective_settings"] = (
+        {**new[part], "new": 1} for part in ("defaults", "effective_settings")
+    )
     open_run(tmp_path / "run", new)
     new["effective_settings"]["new"] = 2
     with pytest.raises(RunError, match="new 1, not 2"):

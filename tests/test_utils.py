@@ -71,12 +71,12 @@ def test_several_processes_take_a_gpu_each(monkeypatch, gpu_id, expected):
 
 
 def test_flags_reach_what_they_set(monkeypatch):
-    """--tf32 and --compile, up to the settings of the process."""
+    """--precision and --compile, up to the settings of the process."""
     prepared = []
     monkeypatch.setattr(utils, "choose_device", lambda *_: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(utils, "setup_backend", lambda device, tf32, graphs: prepared.append((tf32, graphs)))
-    for flags in ("--tf32 --precision fp32", "--precision fp32 --compile off", "--precision bf16"):
+    for flags in ("--precision tf32", "--precision fp32 --compile off", "--precision bf16"):
         args = teacher.make_parser().parse_args(["--arch", "vgg8", *flags.split()])
         device, precision = utils.set_up(Parser("x"), args)
         assert (autocast(device, precision) is nullcontext) == (precision != "bf16")
@@ -116,8 +116,8 @@ def test_a_gpu_that_fails_is_said_in_one_line(monkeypatch, capsys):
 def test_precision(monkeypatch, capsys):
     cpu = torch.device("cpu")
 
-    def chosen(precision, tf32=False, device=cpu):
-        return choose_precision(Parser("x"), argparse.Namespace(precision=precision, tf32=tf32), device)
+    def chosen(precision, device=cpu):
+        return choose_precision(Parser("x"), argparse.Namespace(precision=precision), device)
 
     assert chosen("bf16") == "bf16" and chosen("fp32") == "fp32"
     for native in (False, True):
@@ -127,10 +127,9 @@ def test_precision(monkeypatch, capsys):
         assert chosen("auto") == ("bf16" if native else "fp32")
         assert ("bf16 (native" if native else "fp32 (no native") in capsys.readouterr().out
     cuda = torch.device("cuda")
-    assert chosen("fp32", tf32=True, device=cuda) == "tf32" and chosen("fp32", device=cuda) == "fp32"
-    for precision, device in (("bf16", cuda), ("auto", cuda), ("fp32", cpu)):
-        with pytest.raises(SystemExit):
-            chosen(precision, tf32=True, device=device)
+    assert chosen("tf32", cuda) == "tf32" and chosen("fp32", cuda) == "fp32"
+    with pytest.raises(SystemExit):
+        chosen("tf32")
     model, images = model_dict["resnet8"](), torch.zeros(2, 3, 32, 32)
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with autocast(cpu, precision)():
