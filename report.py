@@ -8,18 +8,17 @@ Takes folders of runs, or folders that hold such. Runs that differ in the seed a
 deviation of the sample.
 """
 
-import argparse
 import sys
 
 from engine.run import write_file
 from reporting import tables
 from reporting.groups import group, sections
 from reporting.results import find
-from utils import as_path, run_main
+from utils import Parser, as_path, run_main
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("folders", nargs="*", type=as_path, metavar="FOLDER", help="folders of runs, or folders that hold such")
     add("--out", type=as_path, metavar="DIR", help="write the whole report there (only a table is printed)")

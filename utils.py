@@ -137,8 +137,7 @@ class LenientStream(io.TextIOWrapper):
 
     def write(self, text):
         with suppress(OSError):
-            super().write(text)
-        return len(text)
+            return super().write(text)
 
     def flush(self):
         with suppress(OSError):
@@ -148,9 +147,9 @@ class LenientStream(io.TextIOWrapper):
 def stop_signals():
     """The signals that end a program; none in a notebook's thread, as Python takes them in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():
-        return ()
-    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)  # by nohup
-    return (signal.SIGTERM, signal.SIGINT, *hangup)
+        return []
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []  # as under nohup
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
 def run_main(main):
@@ -205,16 +204,14 @@ def choose_device(parser, gpu_id):
     if distributed.world_size() > 1 and visible:
         if gpu_id not in (None, -1):
             parser.error("argument --gpu-id: the processes of torchrun take a GPU each; CUDA_VISIBLE_DEVICES chooses")
-        if gpu_id is None:  # LOCAL_RANK is torchrun's; others may leave it out
-            gpu_id = distributed.variable("LOCAL_RANK", distributed.rank() % visible)
+        gpu_id = distributed.variable("LOCAL_RANK", distributed.rank() % visible) if gpu_id is None else gpu_id
     if gpu_id is None and visible == 0:
         print("no GPU is visible: running on the CPU")
     if gpu_id == -1 or (gpu_id is None and visible == 0):
         return torch.device("cpu")
     if (gpu_id or 0) >= visible:
         parser.error(
-            f"argument --gpu-id: there is no GPU {gpu_id}, {visible or 'none'} visible; "
-            "leaving it out takes the first one or else the CPU, -1 the CPU"
+            f"argument --gpu-id: there is no GPU {gpu_id}; leaving it out takes the first or the CPU, -1 the CPU"
         )
     device = torch.device("cuda", gpu_id or 0)
     try:

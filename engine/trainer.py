@@ -44,21 +44,18 @@ class Trainer:
 
     def batches(self, epoch):
         """The epoch's randomness: a list, for each step the tensors that step() takes."""
-        raise NotImplementedError
 
     def step(self, *batch):
         """Train on a batch, under the in-place contract of engine.compile.
 
         Returns {name: (m,) tensor, one value a sample}, `loss` and `acc` (with the tag) among them.
         """
-        raise NotImplementedError
 
     def end_epoch(self, centers):
         """Called after validation, which gave the class centers."""
 
     def cost(self, epochs):
         """What so many epochs cost: see flops.cost_so_far."""
-        raise NotImplementedError
 
     def state(self):
         """What resuming needs besides weights and optimizer: tensors, numbers, lists and dicts."""

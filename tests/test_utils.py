@@ -208,13 +208,13 @@ def test_which_signals_stop():
     before = signal.getsignal(signal.SIGHUP)
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        assert stop_signals() == (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        assert stop_signals() == [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-        assert stop_signals() == (signal.SIGTERM, signal.SIGINT)
+        assert stop_signals() == [signal.SIGTERM, signal.SIGINT]
     finally:
         signal.signal(signal.SIGHUP, before)
     with ThreadPoolExecutor() as pool:
-        assert pool.submit(stop_signals).result() == ()
+        assert pool.submit(stop_signals).result() == []
 
 
 def test_hours():
