@@ -211,10 +211,12 @@ def test_a_section_holds_a_pair_of_whatever_number_of_epochs(folders):
     make_run(folders / "short", "student_v0.py", f"{PAIR} {KD} --epoch 45 --milestones 28", "vgg13")
     make_run(folders / "small", "student_v0.py", f"{PAIR} --train-limit 100", "vgg13")
     make_run(folders / "other", "teacher.py", "--arch vgg8 --batch-size 32", None)
+    make_run(folders / "self", "student_v0.py", "--teacher-path teacher_vgg8 --student-arch vgg8", "vgg8")
     found = {section.title: [name for name, _ in section.named] for section in groups.sections(groups_of(folders))}
     assert found == {
         "vgg13 → vgg8": ["teacher", "alone", "KD", "KD, epoch 45, milestones 28", "UNIX"],
         "vgg13 → vgg8, train_limit 100": ["UNIX"],
+        "vgg8 → vgg8": ["alone", "UNIX"],
         "Networks alone": ["vgg8 alone, batch_size 32"],
     }
 
