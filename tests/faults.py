@@ -192,7 +192,7 @@ class Bench:
         return folder
 
     def start(self, name, *before):
-        flags = f"--teacher-path {self.teacher} --student-arch resnet8 --k 6 --b 4".split()
+        flags = f"--teacher-path {self.teacher} --student-arch resnet8 --k 6 --b 4 --score-every 2".split()
         experiments = self.folder / name
         return start(student_v0.main, [*flags, *FLAGS, str(experiments)], experiments.with_suffix(".log"), *before)
 

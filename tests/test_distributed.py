@@ -20,12 +20,17 @@ import student_v0
 import teacher
 from engine import distributed
 from engine.meters import Evaluator
-from engine.trainer import TrainStep
+from engine.trainer import PartialEpoch, TrainStep
 from models import model_dict
 from selector import Selector, draw_mixing
 
 IMAGES = 64 + 16
-FLAGS = {"UNIX": "", "KD": "--strategy 0 --k 64 --b 64 --w 1000", "AT": "--other-distill AT --ce-weight 1"}
+FLAGS = {
+    "UNIX": "",
+    "KD": "--strategy 0 --k 64 --b 64 --w 1000",
+    "AT": "--other-distill AT --ce-weight 1",
+    "stale": "--score-every 2",
+}
 
 
 # ---------------------------------------------------------------------------------------- what worker and test compute
@@ -40,7 +45,7 @@ def selected(scores):
 
 
 def learned(flags):
-    """Weights and means after two steps, batch norm in eval mode so that no sample sees the others."""
+    """Weights and means after two epochs of two steps, batch norm in eval mode so that no sample sees the others."""
     torch.manual_seed(3)
     data = dataset.load("synthetic", None, "cpu", IMAGES, 301)
     networks = [model_dict["resnet8"]().eval() for _ in range(2)]
@@ -52,17 +57,19 @@ def learned(flags):
         trainer = student_v0.Distiller(*networks, args, data, nullcontext)
         trainer.centers.copy_(torch.randn(100, 64))
     step = TrainStep(trainer)
-    for batch in trainer.batches(1):
-        step(*batch)
+    for epoch in (1, 2):
+        step.begin_epoch(epoch, PartialEpoch())
+        for batch in trainer.batches(epoch):
+            step(*batch)
     step.meters.reduce()
     evaluated = Evaluator(trainer.model, data.val, nullcontext)()
     weights = {name: tensor for name, tensor in trainer.model.state_dict().items() if tensor.is_floating_point()}
     return {
         "weights": weights,
         "means": step.meters.means(),
-        "counts": step.meters.counts,
+        "counts": {name: count for name, (_, count) in step.meters.state().items() if count},
         "evaluated": evaluated,
-        "counter": getattr(trainer, "selected", None),
+        "counter": getattr(trainer, "most_uncertain", None),
     }
 
 
