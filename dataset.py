@@ -20,16 +20,15 @@ SIZE = 32
 PADDING = 4
 MEAN = (0.5071, 0.4866, 0.4409)
 STD = (0.2675, 0.2565, 0.2761)
-CLASSES = (  # CIFAR-100's fine labels, in order
-    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
-    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
-    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
-    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
-    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
-    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
-    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
-).split()
-
+CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+""".split()  # CIFAR-100's fine labels, in order
 
 BATCHES, MIXING, HOLDOUT = range(3)  # independent streams of random numbers
 
@@ -47,10 +46,9 @@ class DataError(OSError):
 
 
 def augment(images, offsets, flips):
-    """Zero-pad by 4, crop 32x32, flip: torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip, batched.
+    """Torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip, batched: (n, 32, 32, 3) uint8 to the same.
 
-    images: (n, 32, 32, 3) uint8. offsets: (n, 2) int64 in 0..8, row and column of the crop in the padded image.
-    flips: (n,) bool, mirror after cropping. Returns (n, 32, 32, 3) uint8.
+    offsets: (n, 2) int64 in 0..8, row and column of the crop in the padded image. flips: (n,) bool, after cropping.
     """
     padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
     span = torch.arange(SIZE, device=images.device)
@@ -90,22 +88,13 @@ class Split:
         return len(self.labels)
 
     def batches(self, batch_size, seed, epoch):
-        """An epoch's order, crops and flips: a list of what batch() takes, (chosen, offsets, flips), for each step.
-
-        Each image comes once; the last step has what is left.
-        """
-        rng = generator(seed, epoch, BATCHES)
-        n, device = len(self), self.images.device
-        order = torch.from_numpy(rng.permutation(n)).to(device)
-        offsets = torch.from_numpy(rng.integers(0, 2 * PADDING + 1, (n, 2))).to(device)
-        flips = torch.from_numpy(rng.random(n) < 0.5).to(device)
-        return list(zip(*(each.split(batch_size) for each in (order, offsets, flips))))
+        """An epoch's order, crops and flips: for each step what batch() takes. The last one has the images left."""
+        rng, n = generator(seed, epoch, BATCHES), len(self)
+        drawn = rng.permutation(n), rng.integers(0, 2 * PADDING + 1, (n, 2)), rng.random(n) < 0.5
+        return list(zip(*(torch.from_numpy(array).to(self.images.device).split(batch_size) for array in drawn)))
 
     def batch(self, chosen, offsets, flips):
-        """(images, labels, indices) of the (m,) int64 positions `chosen`, augmented and normalized.
-
-        offsets, flips: see augment. Images (m, 3, 32, 32) float32.
-        """
+        """(images, labels, indices) of the (m,) int64 positions `chosen`, (m, 3, 32, 32) float32. See augment."""
         images = self.normalized(augment(self.images[chosen], offsets, flips))
         return images, self.labels[chosen], self.indices[chosen]
 
@@ -128,9 +117,7 @@ def held_out_mask(labels, n, seed):
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         fraction[rng.permutation(members)] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
-    mask = np.zeros(len(labels), dtype=bool)
-    mask[np.argsort(fraction)[:n]] = True
-    return mask
+    return np.isin(np.arange(len(labels)), np.argsort(fraction)[:n])
 
 
 @dataclass
@@ -149,22 +136,17 @@ class Data:
 
 
 def load(dataset, root, device, train_limit=None, val_limit=None):
-    """The Data of a run, on `device`.
+    """The Data of a run: dataset "cifar100" (from `root`, downloaded there if need be) or "synthetic".
 
-    dataset: "cifar100" (from `root`, downloaded there if need be) or "synthetic". train_limit, val_limit: only the
-    first so many training and test images. Raises DataError where CIFAR-100 is neither in `root` nor to be downloaded.
+    train_limit, val_limit: only the first so many training and test images. Raises DataError.
     """
     if dataset == "synthetic":
-        train, test = synthetic(train_limit or 50_000, "train"), synthetic(val_limit or 10_000, "test")
+        parts = synthetic(train_limit or 50_000, "train"), synthetic(val_limit or 10_000, "test")
     else:
-        train, test = cifar100(root)
+        parts = cifar100(root)
     train, test = (
-        Split(
-            torch.from_numpy(images[:limit]).to(device),
-            torch.from_numpy(labels[:limit]).to(device),
-            torch.arange(len(labels[:limit]), device=device),
-        )
-        for (images, labels), limit in ((train, train_limit), (test, val_limit))
+        Split(*(torch.from_numpy(array[:limit]).to(device) for array in (images, labels, np.arange(len(labels)))))
+        for (images, labels), limit in zip(parts, (train_limit, val_limit))
     )
     return Data(train, test, None, len(train))
 
@@ -173,42 +155,34 @@ def load(dataset, root, device, train_limit=None, val_limit=None):
 
 
 def cifar100(root):
-    """((images, labels) of training, of test): (n, 32, 32, 3) uint8 and (n,) int64, md5-checked by torchvision.
-
-    Downloads what is missing. Raises DataError.
-    """
-    root = Path(root)
-    if root.absolute().name == CIFAR100.base_folder and not (root / CIFAR100.base_folder).exists():
-        root = root.absolute().parent  # the folder itself was named
+    """[(images, labels) of training, of test], (n, 32, 32, 3) uint8 and (n,) int64. Downloads what is missing."""
+    root = Path(root).absolute()
+    if root.name == CIFAR100.base_folder and not (root / CIFAR100.base_folder).exists():
+        root = root.parent  # the folder itself was named
     folder = root / CIFAR100.base_folder
     missing = [path for path in (root, *root.parents) if not path.exists()]
     try:
         with one_at_a_time(root):
-            train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))
+            train, test = (CIFAR100(root, train=train, download=True) for train in (True, False))  # checks md5
     except Exception as e:  # torchvision lets URLError, HTTPError, RuntimeError, PermissionError, ... through
         state = "incomplete, altered or unreadable" if folder.exists() else "missing"
         for path in missing:  # made by torchvision for the download
             with suppress(OSError):
                 path.rmdir()
         raise DataError(
-            f"CIFAR-100 in {folder} is {state}, and downloading it failed "
-            f"({str(e).splitlines()[0] if str(e) else type(e).__name__}). "
-            f"Get {CIFAR100.url} by hand and unpack it in {root}, or name another folder with --data-root, "
-            f"or try --dataset synthetic, which needs nothing."
+            f"CIFAR-100 in {folder} is {state}, and downloading it failed ({(str(e) or repr(e)).splitlines()[0]}). Get "
+            f"{CIFAR100.url} by hand and unpack it in {root}, or name another --data-root, or try --dataset synthetic"
         ) from e
     return [(split.data, np.array(split.targets, dtype=np.int64)) for split in (train, test)]
 
 
 @contextmanager
 def one_at_a_time(folder):
-    """Make `folder`; within the context is one process, where the file system knows locks.
-
-    So the first of many runs that start together downloads, and the others find what it got.
-    """
+    """Make `folder`; of many runs that start together the first downloads, and the others find what it got."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
+        with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -221,14 +195,13 @@ def one_at_a_time(folder):
 def synthetic(n, which):
     """n generated images of 100 classes, always the same: (n, 32, 32, 3) uint8 and (n,) int64 labels.
 
-    which: "train" or "test". The first images of a longer set are those of a shorter one. Made so that the networks of
-    this repository differ on it: 20 groups of 5 look-alike classes, each a smooth colour pattern; an image is its
-    class's pattern turned, scaled, shifted and dimmed, blended with a random other class's and covered by noise.
+    which: "train" or "test". The first images of a longer set are those of a shorter one. Made so that our networks
+    differ on it: 20 groups of 5 look-alike classes, each a smooth color pattern; an image is its class's pattern
+    turned, scaled, shifted and dimmed, blended with a random other class's and covered by noise.
     """
-    patterns, chunk = synthetic_patterns(), 1000
-    parts = [synthetic_chunk(patterns, chunk, ("train", "test").index(which), i) for i in range(-(-n // chunk))]
-    images, labels = (np.concatenate(column) for column in zip(*parts))
-    return images[:n], labels[:n]
+    patterns, chunk, stream = synthetic_patterns(), 1000, ("train", "test").index(which)
+    parts = [synthetic_chunk(patterns, chunk, stream, i) for i in range(-(-n // chunk))]
+    return tuple(np.concatenate(column)[:n] for column in zip(*parts))
 
 
 def synthetic_chunk(patterns, n, *seed):
@@ -252,8 +225,7 @@ def synthetic_patterns():
         grid = torch.from_numpy(rng.standard_normal((count, 3, cells, cells), dtype=np.float32))
         return F.interpolate(grid, size=(48, 48), mode="bicubic", align_corners=True)
 
-    groups = smooth(20, 5).repeat_interleave(5, dim=0)
-    patterns = groups + smooth(NUM_CLASSES, 8)
+    patterns = smooth(20, 5).repeat_interleave(5, dim=0) + smooth(NUM_CLASSES, 8)
     return patterns / patterns.std()
 
 
