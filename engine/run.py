@@ -16,6 +16,7 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,17 +31,16 @@ from tensorboardX import SummaryWriter
 from torch.utils._pytree import tree_map_only
 
 from engine import distributed
+from engine.flops import COUNTINGS
 from models import CheckpointError, model_dict, read_checkpoint
 
 # Flags that do not change a run's result (--compile: but for rounding). A teacher is told by its weights.
 WITHOUT_EFFECT = set("save_interval gpu_id data_root experiments fresh debug compile teacher_path teacher_ckpt".split())
-OF_TEACHER = ("teacher_arch", "teacher_sha256")
-
 # What every result.json has.
 RESULT_KEYS = set("best_acc best_epoch last_acc teacher_queries train_macs train_seconds images_per_second".split())
-
+OTHER_ORIGIN = "{} is of another origin; --experiments names another place"
 LONGEST_NAME = 200  # file systems take 255 bytes
-SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".th")  # of checkpoints, ours and others'
+SUFFIX = re.compile(r"\.(pth|pth\.tar|pt|ckpt|th)$")  # of checkpoints, ours and others'
 
 
 class RunError(OSError):
@@ -57,13 +57,13 @@ def make_config(parser, args, device, precision, **more):
     a student `teacher_arch`, `teacher_sha256` and others.
     """
     settings = tree_map_only(Path, str, vars(args))
-    effective = {flag: value for flag, value in settings.items() if flag not in WITHOUT_EFFECT}
+    effective = settings | {name: more[name] for name in ("teacher_arch", "teacher_sha256") if name in more}
     return {
         "command": shlex.join(sys.argv),
         **more,
         "settings": settings,
         "defaults": tree_map_only(Path, str, {flag: parser.get_default(flag) for flag in settings}),
-        "effective_settings": effective | {name: more[name] for name in OF_TEACHER if name in more},
+        "effective_settings": {name: value for name, value in effective.items() if name not in WITHOUT_EFFECT},
         "precision": precision,
         "world_size": distributed.world_size(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
@@ -83,18 +83,24 @@ def git_commit():
 
 def name_suffix(config, named):
     """`_flagvalue` for each effective setting that is not its default, but for those in `named`."""
-    parts = []
+    suffix = ""
     for flag, value in config["effective_settings"].items():
         if flag not in named and value != config["defaults"].get(flag):
             values = value if isinstance(value, list) else [value]
             text = "" if value is True else "-".join(map(format_value, values)) or "none"
-            parts.append(f"_{flag.replace('_', '')}{text}")
-    return "".join(parts)
+            suffix += f"_{flag.replace('_', '')}{text}"
+    return suffix
 
 
 def format_value(value):
-    """A setting in a name: 10.0 as 10."""
+    """10.0 as 10."""
     return str(value).removesuffix(".0")
+
+
+def cost_in_words(figures):
+    """figures: see flops.cost_so_far."""
+    paper, usual = (100 * figures[f"computation{suffix}"] for suffix in COUNTINGS)
+    return f"computation {paper:.1f} % of KD's, {usual:.1f} % if backward counts as two forwards"
 
 
 # --------------------------------------------------------------------------------------------------------------- run
@@ -103,12 +109,9 @@ def format_value(value):
 class Run:
     """A run's folder, a context within which no other process may use it. Rank 0 writes; all ranks call alike.
 
-    args: --experiments and --fresh are read. name: of the folder; one too long for a file system ends in a hash.
-    config: see make_config. An earlier run of the same settings is resumed, in the precision that it began with, or
-    with --fresh moved aside. Nothing is made before the context is entered.
+    args: --experiments and --fresh are read. config: see make_config. An earlier run of the same settings is resumed,
+    in its own precision, or with --fresh moved aside. Nothing is made before the context is entered.
     Raises RunError if the folder cannot be made, holds another run, or is in use.
-
-    The last state holds all that resuming needs; every other file but the numbered checkpoints is made from it again.
     """
 
     def __init__(self, args, name, config):
@@ -120,11 +123,10 @@ class Run:
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
             what = "no folder that may be written to" if parent.exists() else "a link to nothing"
             raise RunError(f"{self.folder} cannot be made: {parent} is {what}")
-        if not self.fresh:
-            saved = distributed.run_on_rank0(self.check_same_settings)
-            if saved and saved["precision"] != config["precision"]:
-                config["precision"] = saved["precision"]
-                print(f"precision: {config['precision']}, in which this run began")
+        saved = None if self.fresh else distributed.run_on_rank0(self.saved_config)
+        if saved and saved["precision"] != config["precision"]:
+            config["precision"] = saved["precision"]
+            print(f"precision: {config['precision']}, in which this run began")
 
     def __enter__(self):
         distributed.run_on_rank0(self.enter)
@@ -138,7 +140,7 @@ class Run:
             print(f"the earlier run is now {backup}")
         (self.folder / "ckpt").mkdir(parents=True, exist_ok=True)
         self.lock = lock(self.folder)
-        saved = self.check_same_settings()  # again: another process may have been here since
+        saved = self.saved_config()  # again: another process may have been here since
         if self.result is not None:
             raise RunError(f"{self.folder} has been finished by another process meanwhile")
         if saved is None:
@@ -148,18 +150,18 @@ class Run:
         for resource in filter(None, (self.events, self.lock)):
             resource.close()
 
-    def check_same_settings(self):
-        """The config.json that is there, None if there is none. Raises RunError where it is another run's."""
+    def saved_config(self):
+        """The config.json of an earlier run of these settings, None without one. Raises RunError for another run's."""
         path = self.folder / "config.json"
         saved = read_json(path)
         if saved is None:
             if path.exists():
                 warn(f"{path} is damaged, written anew")
             elif any(self.folder.glob("ckpt/*.pth")) and not self.state_files():
-                raise RunError(f"{self.folder} holds checkpoints of another origin; --experiments names another place")
+                raise RunError(OTHER_ORIGIN.format(self.folder / "ckpt"))
             return None
-        if not isinstance(saved, dict) or not isinstance(saved.get("effective_settings"), dict):
-            raise RunError(f"{path} is of another origin; --experiments names another place")
+        if not isinstance(saved, dict) or "effective_settings" not in saved:
+            raise RunError(OTHER_ORIGIN.format(path))
         for name, value in self.config["effective_settings"].items():
             before = saved["effective_settings"].get(name, self.config["defaults"].get(name))
             if before != value:
@@ -175,7 +177,7 @@ class Run:
 
     def finished(self):
         """Whether there is nothing left to do. All ranks call it."""
-        return distributed.run_on_rank0(lambda: self.result is not None) and not self.fresh
+        return not self.fresh and distributed.run_on_rank0(lambda: self.result is not None)
 
     @property
     def best(self):
@@ -183,16 +185,14 @@ class Run:
         return max(self.rows, key=lambda row: row["val/cls_acc"])
 
     # ---------------------------------------------------------------------------------------------- saving, resuming
+    # The last state holds all that resuming needs; every other file but the numbered checkpoints is made from it again.
 
     def checkpoint(self, name):
         prefix = "student_" if self.config["kind"] == "student" else ""
         return self.folder / "ckpt" / f"{prefix}{name}.pth"
 
     def restore(self, trainer):
-        """Load the last sound state, if there is one, and bring the other files to where it stands.
-
-        Returns the partial epoch that save() was given, None if there is none.
-        """
+        """Load the last sound state and bring the other files to it. Returns its partial epoch, None without one."""
         saved = distributed.run_on_rank0(self.read_state)
         if saved:
             trainer.model.load_state_dict(saved["state_dict"])
@@ -206,9 +206,7 @@ class Run:
                 write_checkpoint(self.checkpoint("best"), self.best_weights)
             shutil.rmtree(self.folder / "events", ignore_errors=True)
             self.events = SummaryWriter(str(self.folder / "events"))
-            for row in self.rows:
-                self.log(row)
-            self.write_files(trainer)
+            self.log(trainer, *self.rows)
         return saved and saved["partial_epoch"]
 
     def state_files(self):
@@ -221,25 +219,19 @@ class Run:
             try:
                 saved = read_checkpoint(path)
             except CheckpointError as e:
-                warn(f"{e}; going back to the state before")
+                last = path == paths[-1]
+                warn(f"{e}; {'no sound state is left, starting over' if last else 'going back to the state before'}")
                 path.replace(path.with_suffix(".damaged"))  # it must never replace a sound `previous`
                 continue
             if not {"optimizer", "rows", "best", "trainer", "partial_epoch"} <= set(saved):
-                raise RunError(f"{path} is of another origin; --experiments names another place")
+                raise RunError(OTHER_ORIGIN.format(path))
             return saved
-        if paths:
-            warn("no sound state is left, starting over")
-        return None
 
     def save(self, trainer, partial_epoch=None):
-        """Save the state, keeping the one before as `previous`.
-
-        partial_epoch: a dict with `step` and others, of the epoch that is not finished; None between epochs.
-        """
+        """Save the state, keep the one before as `previous`. partial_epoch: a dict with `step`, None between epochs."""
         if distributed.rank() > 0:
             return
-        state = {
-            **self.weights(trainer.model),
+        state = self.weights(trainer.model) | {
             "optimizer": trainer.optimizer.state_dict(),
             "rows": self.rows,
             "best": self.best_weights,
@@ -272,40 +264,37 @@ class Run:
         if epoch % settings["save_interval"] == 0 or epoch in [*settings["milestones"], settings["epoch"]]:
             write_checkpoint(self.checkpoint(f"{epoch:03d}"), weights)
         self.save(trainer)
-        self.write_files(trainer)
-        self.log(self.rows[-1])
+        self.log(trainer, self.rows[-1])
 
-    def log(self, row):
-        for tag, value in row.items():
-            if "/" in tag:
-                self.events.add_scalar(tag, value, row["epoch"])
-        self.events.flush()
-
-    def write_files(self, trainer):
+    def log(self, trainer, *new_rows):
+        """Write metrics.csv and the trainer's own files, and the new rows to TensorBoard."""
         text = io.StringIO()
         writer = csv.DictWriter(text, dict.fromkeys(name for row in self.rows for name in row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         for name, content in {"metrics.csv": text.getvalue().encode(), **trainer.files()}.items():
             write_file(self.folder / name, content)
+        for row in new_rows:
+            for tag in filter(lambda name: "/" in name, row):
+                self.events.add_scalar(tag, row[tag], row["epoch"])
+        self.events.flush()
 
     def finish(self, images_per_epoch, **more):
         """Write result.json. more: further entries."""
         if distributed.rank() > 0:
             return
         last, epochs = self.rows[-1], len(self.rows)
-        seconds, val_seconds = (sum(row[name] for row in self.rows) for name in ("train_seconds", "val_seconds"))
+        seconds = {name: sum(row[name] for row in self.rows) for name in ("train_seconds", "val_seconds")}
         result = {
             "best_acc": self.best["val/cls_acc"],
             "best_epoch": self.best["epoch"],
             "last_acc": last["val/cls_acc"],
             "epochs": epochs,
-            "train_seconds": seconds,
-            "val_seconds": val_seconds,
+            **seconds,
             "startup_seconds": self.startup_seconds,
-            "images_per_second": images_per_epoch * epochs / seconds,
-            **{name.removeprefix("cost/"): value for name, value in last.items() if name.startswith("cost/")},
+            "images_per_second": images_per_epoch * epochs / seconds["train_seconds"],
         }
+        result |= {name.removeprefix("cost/"): value for name, value in last.items() if name.startswith("cost/")}
         write_json(self.folder / "result.json", result | more)
         self.checkpoint("previous").unlink(missing_ok=True)
 
@@ -313,14 +302,13 @@ class Run:
         """Print a finished run's result."""
         if distributed.rank() > 0:
             return
-        r = {"test_acc_best": None, **self.result}
+        r = self.result
         print(f"{self.folder}: best {r['best_acc']:.2f} % (epoch {r['best_epoch']}), last {r['last_acc']:.2f} %")
-        cost = f"{r['train_macs'] / 1e12:.2f} TMAC"
         if r["teacher_queries"]:
-            cost = f"the teacher saw {r['teacher_queries']:,} images; {cost}, {100 * r['computation']:.1f} % of KD's"
-            cost += f" ({100 * r['computation_usual']:.1f} % if backward counts as two forwards)"
-        print(f"{cost}; {r['train_seconds']:.1f} s of training at {r['images_per_second']:.0f} images/s")
-        if r["test_acc_best"] is not None:
+            print(f"the teacher saw {r['teacher_queries']:,} images; {cost_in_words(r)}")
+        speed = f"{r['train_seconds']:.1f} s of training at {r['images_per_second']:.0f} images/s"
+        print(f"{r['train_macs'] / 1e12:.2f} TMAC; {speed}")
+        if r.get("test_acc_best") is not None:
             print(f"on the test images: best epoch {r['test_acc_best']:.2f} %, last {r['test_acc_last']:.2f} %")
 
 
@@ -336,28 +324,22 @@ def find_checkpoint(path, word):
         return path
     folder = path / "ckpt"
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder; --teacher-path takes a folder that `python teacher.py` made, one with a "
-            f"downloaded teacher at ckpt/best.pth, or the file itself"
-        )
-    word = stem(Path(word))
-    files = {stem(file): file for suffix in reversed(SUFFIXES) for file in sorted(folder.glob(f"*{suffix}"))}
-    matches = [name for name in files if name == word] or [name for name in files if word in name]
+        takes = "a folder that teacher.py made, one with a downloaded teacher at ckpt/best.pth, or the file itself"
+        raise CheckpointError(f"{folder}: no such folder; --teacher-path takes {takes}")
+    names = sorted(file.name for file in folder.iterdir() if SUFFIX.search(file.name))
+    exact = [name for name in names if word in (name, SUFFIX.sub("", name))]
+    matches = exact or [name for name in names if word in name]
     if len(matches) != 1:
-        found = f"several: {', '.join(matches)}" if matches else f"none; there are: {', '.join(files) or 'none at all'}"
+        found = f"several: {', '.join(matches)}" if matches else f"none; there are: {', '.join(names) or 'none at all'}"
         raise CheckpointError(f"{folder}: --teacher-ckpt {word} has to name one checkpoint, it names {found}")
-    return files[matches[0]]
-
-
-def stem(file):
-    """A checkpoint's name without its suffix."""
-    return next((file.name.removesuffix(end) for end in SUFFIXES if file.name.endswith(end)), file.name)
+    return folder / matches[0]
 
 
 def teacher_name(path):
     """(name of the folder that a checkpoint belongs to, ckpt/ apart, its own name without suffix)."""
     folder = path.parent.parent if path.parent.name == "ckpt" else path.parent
-    return Path(os.path.abspath(folder)).name, stem(path)  # noqa: PTH100  resolve() would follow links
+    folder = os.path.abspath(folder)  # noqa: PTH100  resolve() would follow links
+    return Path(folder).name, SUFFIX.sub("", path.name)
 
 
 def arch_from_name(name):
@@ -376,13 +358,10 @@ def warn(text):
 
 
 def lock(folder):
-    """An open file whose lock says that this process uses the folder; closing it, or dying, releases it.
-
-    fcntl rather than the package filelock, whose versions differ on file systems that have no locks.
-    """
+    """An open file whose lock says that this process uses the folder; closing it, or dying, releases it."""
     path = folder / ".lock"
     file = path.open("a+")
-    try:
+    try:  # not the package filelock, whose versions differ on file systems that have no locks
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
             raise BlockingIOError  # the folder was moved aside meanwhile, and there is a new one
@@ -440,7 +419,3 @@ def write_checkpoint(path, content, backup=None):
     buffer = io.BytesIO()
     torch.save(tree_map_only(torch.Tensor, torch.Tensor.cpu, content), buffer)  # so that any machine can load it
     write_file(path, buffer.getvalue(), backup)
-
-
-def file_sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
