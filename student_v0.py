@@ -8,6 +8,7 @@ Writes experiments/v0_student_<student>_teacher_<teacher>-<ckpt>_strategy..., se
 strategy 0, which scores nothing). The same command, given again, resumes an interrupted run.
 """
 
+import hashlib
 import io
 import math
 import re
@@ -19,18 +20,9 @@ import torch
 import dataset
 from engine import distributed
 from engine.compile import compile_network, freeze
-from engine.flops import COUNTINGS, cost_so_far, forward_macs, relative_cost
+from engine.flops import cost_so_far, forward_macs
 from engine.meters import Evaluator, correct
-from engine.run import (
-    Run,
-    arch_from_name,
-    file_sha256,
-    find_checkpoint,
-    format_value,
-    make_config,
-    name_suffix,
-    teacher_name,
-)
+from engine.run import Run, arch_from_name, find_checkpoint, format_value, make_config, name_suffix, teacher_name
 from engine.trainer import Trainer, fit
 from losses import FEATURE_LOSSES, kd_loss, mixed_cross_entropy
 from models import CheckpointError, load_model, model_dict, pooled_size
@@ -41,10 +33,9 @@ from utils import MANY, Parser, add_shared_flags, as_path, autocast, check_share
 
 
 def make_parser():
-    parser = Parser(__doc__)
+    parser, count = Parser(__doc__), number(int, 1, MANY)
     # fmt: off
-    networks = parser.add_argument_group("networks")
-    add = networks.add_argument
+    add = parser.add_argument_group("networks").add_argument
     add("--teacher-path", type=as_path, default=Path("experiments/teacher_resnet32x4"), metavar="PATH",
         help="the teacher's folder, with ckpt/ in it, or its checkpoint (./experiments/teacher_resnet32x4)")
     add("--teacher-ckpt", default="best", metavar="WORD",
@@ -54,27 +45,19 @@ def make_parser():
     add("--student-arch", choices=model_dict, default="resnet8x4", metavar="NAME",
         help=f"(resnet8x4) {', '.join(model_dict)}")
 
-    method = parser.add_argument_group("method (the defaults are the published runs')")
-    add = method.add_argument
+    add = parser.add_argument_group("method (the defaults are the published runs')").add_argument
     add("--strategy", type=int, choices=[RANDOM, *UNCERTAINTIES], default=ENTROPY,
         help="uncertainty: 0 random, 1 least confidence, 2 margin, 3 entropy (3)")
-    add("--k", type=number(int, 1, MANY), default=48,
-        help="images of a batch that are kept for teacher and student; fewer cost less and teach less (48)")
-    add("--b", type=number(int, 1, MANY), default=32,
-        help="rank at which mixing reaches half its strength; lower mixes more images (32)")
-    add("--w", type=number(float, 0), default=10.0,
-        help="steepness of the mixing over the ranks (10, as in every published UNIX run; 1000 is a step at b)")
-    add("--score-every", type=number(int, 1, MANY), default=1, metavar="E",
+    add("--k", type=count, default=48, help="images of a batch that teacher and student get; fewer cost less (48)")
+    add("--b", type=count, default=32, help="rank where mixing reaches half its strength; lower mixes more images (32)")
+    add("--w", type=number(float, 0), default=10.0, help="steepness of the mixing over the ranks; 1000: a step (10)")
+    add("--score-every", type=count, default=1, metavar="E",
         help="score in epochs 1, 1 + E, ... only; in between an image has its last score, which costs less (1: always)")
-    add("--T", type=number(float, 0.01), default=4.0,
-        help="temperature of the distillation loss; higher tells more of the unlikely classes (4)")
-    add("--kd-weight", type=number(float, 0), default=1.0,
-        help="of the distillation loss (1: the only loss in the published runs)")
-    add("--ce-weight", type=number(float, 0), default=0.0,
-        help="of the cross-entropy with the mixed labels (0: the published runs learn from the teacher alone)")
-    add("--other-distill", choices=FEATURE_LOSSES,
-        help="a feature loss on top, with its published weight: "
-        + ", ".join(f"{name} {weight}" for name, (weight, _) in FEATURE_LOSSES.items()) + " (none)")
+    add("--T", type=number(float, 0.01), default=4.0, help="temperature; higher tells more of the unlikely classes (4)")
+    add("--kd-weight", type=number(float, 0), default=1.0, help="of the distillation loss (1: alone, as published)")
+    add("--ce-weight", type=number(float, 0), default=0.0, help="of the cross-entropy with the mixed labels (0)")
+    weights = ", ".join(f"{name} {weight}" for name, (weight, _) in FEATURE_LOSSES.items())
+    add("--other-distill", choices=FEATURE_LOSSES, help=f"a feature loss on top, by its published weight: {weights}")
     add_shared_flags(parser)
     # fmt: on
     return parser
@@ -85,10 +68,9 @@ def check_flags(parser, args):
     for flag in ("k", "b"):
         if getattr(args, flag) > args.batch_size:
             parser.error(f"argument --{flag}: {getattr(args, flag)} is more than --batch-size {args.batch_size}")
-    world_size = distributed.world_size()
-    if args.k % world_size:
-        parser.error(f"argument --k: {args.k} does not divide by {world_size} processes")
-    if args.other_distill == "SP" and world_size > 1:
+    if args.k % distributed.world_size():
+        parser.error(f"argument --k: {args.k} does not divide by {distributed.world_size()} processes")
+    if args.other_distill == "SP" and distributed.world_size() > 1:
         parser.error("argument --other-distill: SP compares over the batch, of which each process sees a part")
     if args.score_every > 1 and args.strategy == RANDOM:
         parser.error("argument --score-every: --strategy 0 scores nothing")
@@ -152,8 +134,7 @@ class Distiller(Trainer):
         if self.scoring:
             with torch.no_grad(), self.autocast():
                 raw_features, raw_logits = self.student(images, is_feat=True)
-            raw_log_p = log_softmax(raw_logits)
-            self.scores[index] = UNCERTAINTIES[args.strategy](raw_log_p)
+            self.scores[index] = UNCERTAINTIES[args.strategy](log_softmax(raw_logits))
 
         # 2. rank, mix, keep k: the most uncertain come first; the surer an image, the more of its partner is in it
         selection = self.selector(images, self.scores[index], lam, partner)
@@ -167,8 +148,8 @@ class Distiller(Trainer):
             s_features, s_logits = self.ddp_student(mine.images, is_feat=True)
         loss = args.kd_weight * kd_loss(s_logits, t_logits, args.T)
         if args.ce_weight:
-            cross_entropy = mixed_cross_entropy(s_logits, labels[mine.kept], labels[mine.partner], mine.mask)
-            loss = loss + args.ce_weight * cross_entropy
+            ce_loss = mixed_cross_entropy(s_logits, labels[mine.kept], labels[mine.partner], mine.mask)
+            loss = loss + args.ce_weight * ce_loss
         if args.other_distill:
             weight, feature_loss = FEATURE_LOSSES[args.other_distill]
             loss = loss + weight * feature_loss(s_features, t_features)
@@ -176,24 +157,21 @@ class Distiller(Trainer):
         loss.backward()
         self.optimizer.step()
 
-        # 4. log: the student on the raw images if it scores them, on the kept ones if it never does
-        stats = {"train/loss": loss.detach().expand(len(mine.kept))}  # a value a sample, as Meters weights it
-        stats |= {f"train/t_{name}": values for name, values in confidences(log_softmax(t_logits)).items()}
-        measures, groups = {}, {}
+        # 4. log, by rank: the student on all raw images where it scores them, else on the kept mixed ones
         if self.scoring:
-            stats["train/acc"] = correct(raw_logits, labels)[mine.rank]
-            stats["train/center_dist"] = self.center_dist(raw_features[-1], labels)[mine.kept]
-            measures = confidences(raw_log_p)
-            groups = {"s_select": mine.kept, "s_else": mine.rank[len(mine.kept) :], "s_all": mine.rank}
+            features, logits, targets = raw_features[-1][mine.rank], raw_logits[mine.rank], labels[mine.rank]
         else:
-            stats["train/acc"] = correct(s_logits, labels[mine.kept])
-        if not self.selector.needs_scores:
-            stats["train/center_dist"] = self.center_dist(s_features[-1], labels[mine.kept])
-            measures = confidences(log_softmax(s_logits))
-            groups = dict.fromkeys(("s_select", "s_all") if args.k == args.batch_size else ("s_select",), slice(None))
-        for group, rows in groups.items():
-            stats |= {f"train/{group}_{name}": values[rows] for name, values in measures.items()}
-        return stats
+            features, logits, targets = s_features[-1], s_logits, labels[mine.kept]
+        k = len(mine.kept)
+        stats = {"loss": loss.detach().expand(k), "acc": correct(logits, targets)}  # a value a sample, for Meters
+        stats |= {f"t_{name}": values for name, values in confidences(log_softmax(t_logits)).items()}
+        if self.scoring or not self.selector.needs_scores:  # between two scorings they would not be of raw images
+            stats["center_dist"] = self.center_dist(features[:k], targets[:k])
+            for name, values in confidences(log_softmax(logits)).items():
+                stats[f"s_select_{name}"] = values[:k]
+                if self.scoring or args.k == args.batch_size:  # otherwise nothing is known of the others
+                    stats |= {f"s_else_{name}": values[k:], f"s_all_{name}": values}
+        return {f"train/{name}": values for name, values in stats.items()}
 
     def center_dist(self, pooled, labels):
         """(m,) float32 distances of pooled features, (m, D), to the centers of their classes."""
@@ -239,13 +217,11 @@ def main(argv=None):
     teacher, checkpoint, path = load_teacher(args)
     torch.manual_seed(args.seed)
     student = model_dict[args.student_arch](num_classes=dataset.NUM_CLASSES)
-    check_feature_loss(parser, args, student, teacher)
-    teacher_config = {
-        "teacher_arch": checkpoint["arch"],
-        "teacher_file": str(path),
-        "teacher_sha256": file_sha256(path),
-    }
-    config = make_config(parser, args, device, precision, kind="student", arch=args.student_arch, **teacher_config)
+    if args.other_distill:
+        check_feature_loss(parser, FEATURE_LOSSES[args.other_distill][1], student, teacher)
+    told = {"kind": "student", "arch": args.student_arch, "teacher_arch": checkpoint["arch"], "teacher_file": str(path)}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    config = make_config(parser, args, device, precision, **told, teacher_sha256=sha256)
     run = Run(args, run_name(args, config), config)
     if run.finished():
         return run.summarize()
@@ -256,10 +232,15 @@ def main(argv=None):
     teacher = teacher.to(device, memory_format=torch.channels_last)
     _, teacher_acc, _ = Evaluator(teacher, data.val, cast)()
     print(f"teacher {checkpoint['arch']} ({path}): {teacher_acc:.2f} % on the validation images")
-    warn_of_seen_holdout(args, checkpoint.get("settings"))
+    if args.holdout and not same_split(args, checkpoint.get("settings")):
+        print(
+            "warning: the teacher was not trained with the same --holdout, --seed, data; it may know what is held out"
+        )
     trainer = Distiller(student, teacher, args, data, cast)
-    print(cost_line(args, trainer.student_macs, trainer.teacher_macs))
-    fit(run, trainer, teacher_acc=teacher_acc, student_macs=trainer.student_macs, teacher_macs=trainer.teacher_macs)
+    ft, fs = trainer.teacher_macs, trainer.student_macs
+    forward = f"{ft / 1e6:.1f} (teacher) and {fs / 1e6:.1f} (student) million multiply-accumulates, ratio {ft / fs:.2f}"
+    print(f"cost: forward {forward}; {run.cost_in_words(trainer.cost(args.epoch))}")
+    fit(run, trainer, teacher_acc=teacher_acc, student_macs=fs, teacher_macs=ft)
 
 
 def load_teacher(args):
@@ -284,49 +265,25 @@ def run_name(args, config):
         teacher = f"{config['teacher_arch']}_{teacher}"
     if not args.teacher_path.is_file():
         ckpt = args.teacher_ckpt
+    method = f"strategy{args.strategy}_k{args.k}_b{args.b}_w{format_value(args.w)}_seed{args.seed}"
     named = {"teacher_arch", "teacher_sha256", "student_arch", "strategy", "k", "b", "w", "seed"}
-    return (
-        f"v0_student_{args.student_arch}_teacher_{teacher}-{ckpt}_strategy{args.strategy}_k{args.k}_b{args.b}"
-        f"_w{format_value(args.w)}_seed{args.seed}{name_suffix(config, named)}"
-    )
+    return f"v0_student_{args.student_arch}_teacher_{teacher}-{ckpt}_{method}{name_suffix(config, named)}"
 
 
-def check_feature_loss(parser, args, student, teacher):
+def check_feature_loss(parser, feature_loss, student, teacher):
     """Exits with code 2 where the feature loss cannot pair the two networks."""
-    if not args.other_distill:
-        return
     image = torch.zeros(1, 3, dataset.SIZE, dataset.SIZE)
-    with torch.no_grad():
-        features = [network.eval()(image, is_feat=True)[0] for network in (student, teacher)]
     try:
-        FEATURE_LOSSES[args.other_distill][1](*features)
+        with torch.no_grad():
+            feature_loss(*(network.eval()(image, is_feat=True)[0] for network in (student, teacher)))
     except ValueError as e:
         parser.error(f"argument --other-distill: {e}")
 
 
-def warn_of_seen_holdout(args, teacher_settings):
-    """A teacher that trained on the images held out here makes the choice of the best epoch less honest."""
+def same_split(args, teacher_settings):
+    """Whether the teacher was trained on the images that are trained on here."""
     split = ("dataset", "train_limit", "holdout", "seed")
-    teacher_settings = teacher_settings if isinstance(teacher_settings, dict) else {}
-    if args.holdout and any(teacher_settings.get(flag) != getattr(args, flag) for flag in split):
-        print(
-            "warning: the teacher was not trained with the same --holdout, --seed and data: it may have seen images "
-            "held out here, and its accuracy on them means little"
-        )
-
-
-def cost_line(args, student_macs, teacher_macs):
-    """What a step costs beside ordinary distillation, in words."""
-    scored = 0 if args.strategy == RANDOM else 1 / args.score_every
-    paper, usual = (
-        100 * relative_cost(student_macs, teacher_macs, args.k, args.batch_size, scored, backward)
-        for backward in COUNTINGS.values()
-    )
-    return (
-        f"cost: forward {teacher_macs / 1e6:.1f} (teacher) and {student_macs / 1e6:.1f} (student) million "
-        f"multiply-accumulates, ratio {teacher_macs / student_macs:.2f}; computation {paper:.1f} % of KD's, "
-        f"{usual:.1f} % if backward counts as two forwards"
-    )
+    return isinstance(teacher_settings, dict) and all(teacher_settings.get(f) == getattr(args, f) for f in split)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ class CheckpointError(OSError):
 
 
 def read_checkpoint(path):
-    """Read a checkpoint without running any code in it.
+    """Read a checkpoint, whose weights lie under one of KEYS or are the file, without running any code in it.
 
-    Returns a dict with at least `state_dict` (name -> CPU tensor, without WRAPPERS in the names). Our own checkpoints
-    also say `arch`, `epoch`, `acc` and the `settings` of their run. Weights lie under one of KEYS or are the file.
-    Raises CheckpointError, or OSError where the file cannot be read at all.
+    Returns a dict with at least `state_dict` (name -> CPU tensor, without WRAPPERS in the names); our own checkpoints
+    also say `arch`, `epoch`, `acc` and the `settings` of their run. Raises CheckpointError, or OSError.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,14 +35,13 @@ def read_checkpoint(path):
     content = unpickle(path.read_bytes(), path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no weights but a {type(content).__name__}; save a model's state_dict()")
-    content.pop("checksum", None)  # earlier versions of this project wrote one
     key = next((key for key in KEYS if isinstance(content.get(key), dict)), None)
-    state_dict = content if key is None else content[key]
+    state_dict, beside = (content, {}) if key is None else (content[key], content)
     others = [name for name, tensor in state_dict.items() if not is_weight(name, tensor)]
     if others or not state_dict:
         where = f"under {', '.join(KEYS)}" if key is None else f"alone under {key}"
         raise CheckpointError(f"{path}: holds no weights {where}; found {some(others) or 'nothing'}")
-    return {**({} if key is None else content), "state_dict": unwrap(state_dict)}
+    return {**beside, "state_dict": unwrap(state_dict)}
 
 
 class Placeholder:
@@ -85,9 +83,8 @@ def unpickle(data, path):
     except MemoryError:
         raise
     except Exception as e:  # zipfile and torch report damage as RuntimeError, EOFError, KeyError, ValueError and others
-        name = re.search(r"GLOBAL (\S+)", str(e)) if isinstance(e, pickle.UnpicklingError) else None
         what = f"not a checkpoint of torch.save, or a damaged one ({type(e).__name__}); copy or download it again"
-        if name:
+        if isinstance(e, pickle.UnpicklingError) and (name := re.search(r"GLOBAL (\S+)", str(e))):
             what = f"holds {name[1]}, which would run code, so nothing is loaded; save a model's state_dict() alone"
         raise CheckpointError(f"{path}: {what}") from e
 
@@ -96,22 +93,21 @@ def check_container(data):
     """Raises where a CRC of a zip is wrong, at which torch does not look. Files of torch before 1.6 are no zip."""
     if data.startswith(b"PK\3\4"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            marked_as_folders = [info for info in archive.infolist() if info.external_attr & 16]  # torch reads nothing
-            if marked_as_folders or archive.testzip():
+            folder = 16  # a file so marked is empty to torch
+            if any(info.external_attr & folder for info in archive.infolist()) or archive.testzip():
                 raise zipfile.BadZipFile
 
 
 def is_weight(name, tensor):
     if not isinstance(name, str) or not torch.is_tensor(tensor) or tensor.layout != torch.strided:
         return False
-    plain = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
-    return plain and not tensor.is_nested and not tensor.is_meta
+    real = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
+    return real and not tensor.is_nested and not tensor.is_meta
 
 
 def unwrap(state_dict):
     """Without the parts that wrappers add to names, at any depth, and without entries that are no weights."""
-    split = ([part for part in name.split(".") if part not in WRAPPERS] for name in state_dict)
-    named = zip(split, state_dict.values())
+    named = (([part for part in name.split(".") if part not in WRAPPERS], state_dict[name]) for name in state_dict)
     return {".".join(parts): tensor for parts, tensor in named if parts and parts[-1] not in NO_WEIGHTS}
 
 
@@ -121,17 +117,14 @@ def num_classes(state_dict):
 
 
 def adapt(state_dict, model, arch, path):
-    """The weights under the names of `model`, complete and finite, as its load_state_dict takes them.
-
-    Raises CheckpointError where they are not the weights of this network.
-    """
+    """The weights under the names of `model`, complete and finite. Raises CheckpointError where they are not its own."""
     own = model.state_dict()
     state = fold_biases(state_dict, own)
     if state.keys() - own.keys() and (renamed := by_order(state, own)):
+        state = renamed
         print(
             f"{path}: not our names, so loaded by order: all {len(state)} entries agree with {arch} in order and shape"
         )
-        state = renamed
     state = {name: torch.zeros_like(own[name]) for name in own if name.endswith(COUNTER)} | state
 
     misfits = {
