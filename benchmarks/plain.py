@@ -10,19 +10,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from dataset import MEAN, PADDING, SIZE, STD
 
 WORKERS = 3
-TRANSFORM = transforms.Compose(
-    [
-        transforms.RandomCrop(SIZE, padding=PADDING),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD),
-    ]
-)
+TRANSFORM = Compose([RandomCrop(SIZE, padding=PADDING), RandomHorizontalFlip(), ToTensor(), Normalize(MEAN, STD)])
 
 
 class Pictures(Dataset):
@@ -43,8 +36,7 @@ def batches(images, labels, batch_size, device):
     pictures, pinned = Pictures(images, labels), device.type == "cuda"
     loader = DataLoader(pictures, batch_size, shuffle=True, num_workers=WORKERS, pin_memory=pinned, drop_last=True)
     while True:
-        for x, y in loader:
-            yield x.to(device), y.to(device)
+        yield from ((x.to(device), y.to(device)) for x, y in loader)
 
 
 class PlainClassifier:
@@ -97,11 +89,10 @@ class PlainDistiller(PlainClassifier):
         log_p = F.log_softmax(logits / args.T, 1)
         loss = args.kd_weight * args.T**2 * F.kl_div(log_p, F.softmax(target / args.T, 1), reduction="batchmean")
         self.update(loss, logits, labels[kept])
-        for name, of in (("teacher", target), ("student", logits)):
-            p = of.softmax(1)
-            top = p.topk(2, dim=1).values
-            self.log(f"{name} confidence", top[:, 0].mean())
-            self.log(f"{name} margin", (top[:, 0] - top[:, 1]).mean())
+        for name, p in (("teacher", target.softmax(1)), ("student", logits.softmax(1))):
+            first, second = p.topk(2, dim=1).values.T
+            self.log(f"{name} confidence", first.mean())
+            self.log(f"{name} margin", (first - second).mean())
             self.log(f"{name} entropy", entropy(p).mean())
 
 

@@ -5,10 +5,9 @@
     python benchmarks/throughput.py --startup                                   seconds until the first step is done
 
 A step has its data: drawing, augmentation, training, statistics. "of limit" is the share of the machine's limit: the
-operations of the step's convolutions and linear layers, backward counted as two forwards, over the rate of a large
-matrix product in the same precision, measured in the same run. Each side has a process of its own, for what ours does
-to a process (engine.compile.setup_backend) would speed up the plain loop too. Peak memory is that process's: on a GPU
-its tensors, on a CPU all of it, without the plain loop's three workers.
+operations of its convolutions and linear layers, backward counted as two forwards, over the rate of a large matrix
+product in the same precision. Each side has a process of its own, as engine.compile.setup_backend would speed up the
+plain loop too. Peak memory is that process's: on a GPU its tensors, on a CPU all of it, without the loop's workers.
 """
 
 import contextlib
@@ -50,8 +49,6 @@ METHODS = {  # name: flags of student_v0.py; None: the teacher's own training
 BATCH, IMAGES = 64, 6400  # whole batches
 WARM_UP = 8  # steps before each round: compile, record a graph, use up what the plain loop's workers have ready
 
-# ---------------------------------------------------------------------------------------------------------- a step
-
 
 def arguments(method, pair, compilation="auto"):
     """A program's arguments. compilation: of --compile; "auto" decides as in a run of 240 epochs."""
@@ -68,7 +65,7 @@ def networks(pair):
     return [model_dict[arch]() for arch in pair.split(":")]
 
 
-def our_step(device, method, pair, precision="fp32", compilation="auto"):
+def our_step(device, method, pair, precision, compilation):
     """A function without arguments: the programs' own step, data included."""
     args = arguments(method, pair, compilation)
     setup_backend(device, graphs=compilation != "off")
@@ -87,14 +84,11 @@ def our_step(device, method, pair, precision="fp32", compilation="auto"):
 def plain_step(device, method, pair):
     """The same of the plain loop."""
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    args = arguments(method, pair)
-    teacher_model, student = (network.to(device) for network in networks(pair))
-    if METHODS[method] is None:
-        learner = PlainClassifier(teacher_model, args)
-    else:
-        learner = PlainDistiller(student, teacher_model, args)
+    args, (teacher_model, student) = arguments(method, pair), (network.to(device) for network in networks(pair))
+    alone = METHODS[method] is None
+    trainer = PlainClassifier(teacher_model, args) if alone else PlainDistiller(student, teacher_model, args)
     steps = batches(*dataset.synthetic(IMAGES, "train"), BATCH, device)
-    return lambda: learner.step(*next(steps))
+    return lambda: trainer.step(*next(steps))
 
 
 def operations(method, pair):
@@ -106,11 +100,18 @@ def operations(method, pair):
     return 2 * training_macs(student_macs, teacher_macs, args.k, BATCH if args.strategy else 0, backward=2)
 
 
-# ------------------------------------------------------------------------------------------------------- measuring
+@functools.cache
+def made(make, device, *settings):
+    """The step make(device, *settings) of this process."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with contextlib.redirect_stdout(sys.stderr):  # what is compiled is no part of the table
+        return make(device, *settings)
 
 
-def seconds(step, steps, device):
+def seconds(steps, make, device, *settings):
     """Seconds a step, over so many."""
+    step = made(make, device, *settings)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronize()
     begin = time.perf_counter()
@@ -120,44 +121,15 @@ def seconds(step, steps, device):
     return (time.perf_counter() - begin) / steps
 
 
-class Side:
-    """A step, by make(device, *settings), in a process of its own."""
-
-    def __init__(self, make, device, *settings):
-        self.step = make, device, *settings
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-
-    def __call__(self, steps):
-        """Take so many. Returns seconds a step."""
-        return self.pool.submit(take, steps, *self.step).result()
-
-    def end(self):
-        """Peak memory in bytes."""
-        with self.pool:
-            return self.pool.submit(peak_memory, self.step[1]).result()
-
-
-def take(steps, make, device, *settings):
-    """In a Side's process."""
-    return seconds(made(make, device, *settings), steps, device)
-
-
-@functools.cache
-def made(make, device, *settings):
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    with contextlib.redirect_stdout(sys.stderr):  # what is compiled is no part of the table
-        return make(device, *settings)
+def product(device, dtype, n):
+    a = torch.randn(n, n, device=device).to(dtype)
+    return lambda: a @ a
 
 
 def matmul_rate(device, dtype):
     """Floating-point operations a second of a large matrix product, the fastest of several."""
     n = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(n, n, device=device).to(dtype)
-    return 2 * n**3 / min(seconds(lambda: a @ a, 1, device) for _ in range(11))
-
-
-# ----------------------------------------------------------------------------------------------------------- views
+    return 2 * n**3 / min(seconds(1, product, device, dtype, n) for _ in range(11))
 
 
 def table(args, precision, device):
@@ -169,15 +141,18 @@ def table(args, precision, device):
     for pair in args.pairs:
         sides = {}
         for method in args.methods:
-            sides[method, "ours"] = Side(our_step, device, method, pair, precision, args.compile)
-            sides[method, "plain"] = Side(plain_step, device, method, pair)
+            sides[method, "ours"] = our_step, device, method, pair, precision, args.compile
+            sides[method, "plain"] = plain_step, device, method, pair
+        processes = {name: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for name in sides}
         taken = {name: [] for name in sides}
         for _ in range(args.rounds):
             for name, side in sides.items():
-                side(WARM_UP)
-                taken[name].append(side(args.steps))
+                processes[name].submit(seconds, WARM_UP, *side).result()
+                taken[name].append(processes[name].submit(seconds, args.steps, *side).result())
                 time.sleep(0.5)  # until the plain loop's workers are idle
-        peaks = {name: side.end() / 1e6 for name, side in sides.items()}
+        peaks = {name: process.submit(peak_memory, device).result() / 1e6 for name, process in processes.items()}
+        for process in processes.values():
+            process.shutdown()
         for method in args.methods:
             ours, plain = taken[method, "ours"], taken[method, "plain"]
             ratios = sorted(p / o for p, o in zip(plain, ours))
@@ -189,12 +164,10 @@ def table(args, precision, device):
                 f"{peaks[method, 'ours']:9.0f}{peaks[method, 'plain']:9.0f}",
                 flush=True,
             )
-        for method in args.methods if "KD" in args.methods else ():
-            if method in ("teacher", "KD"):
-                continue
-            relative = median(u / k for u, k in zip(taken[method, "ours"], taken["KD", "ours"]))
-            computed = operations(method, pair) / operations("KD", pair)
-            print(f"{pair:24}{method} takes {relative:.1%} of KD's time, {computed:.1%} is computed", flush=True)
+        if {"KD", "UNIX"} <= set(args.methods):
+            relative = median(u / k for u, k in zip(taken["UNIX", "ours"], taken["KD", "ours"]))
+            computed = operations("UNIX", pair) / operations("KD", pair)
+            print(f"{pair:24}UNIX takes {relative:.1%} of KD's time, {computed:.1%} is computed", flush=True)
 
 
 def startup(args, device):
@@ -205,7 +178,7 @@ def startup(args, device):
         teacher_arch, student_arch = pair.split(":")
         with tempfile.TemporaryDirectory() as folder:
             environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
-            weights = Path(folder) / f"teacher_{teacher_arch}.pth"
+            weights = f"{folder}/teacher_{teacher_arch}.pth"
             torch.save({"state_dict": model_dict[teacher_arch]().state_dict(), "arch": teacher_arch}, weights)
             for name, command in {
                 "teacher": f"teacher.py --arch {teacher_arch}",

@@ -35,6 +35,7 @@ def read_checkpoint(path):
     content = unpickle(path.read_bytes(), path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no weights but a {type(content).__name__}; save a model's state_dict()")
+    content.pop("checksum", None)  # earlier versions of this project wrote one
     key = next((key for key in KEYS if isinstance(content.get(key), dict)), None)
     state_dict, beside = (content, {}) if key is None else (content[key], content)
     others = [name for name, tensor in state_dict.items() if not is_weight(name, tensor)]
@@ -117,7 +118,7 @@ def num_classes(state_dict):
 
 
 def adapt(state_dict, model, arch, path):
-    """The weights under the names of `model`, complete and finite. Raises CheckpointError where they are not its own."""
+    """The weights under the names of `model`, complete and finite. Raises CheckpointError."""
     own = model.state_dict()
     state = fold_biases(state_dict, own)
     if state.keys() - own.keys() and (renamed := by_order(state, own)):
