@@ -234,7 +234,7 @@ def main(argv=None):
     print(f"teacher {checkpoint['arch']} ({path}): {teacher_acc:.2f} % on the validation images")
     if args.holdout and not same_split(args, checkpoint.get("settings")):
         print(
-            "warning: the teacher was not trained with the same --holdout, --seed, data; it may know what is held out"
+            "warning: the teacher was not trained with the same --holdout, --seed, data: it may have seen our holdout"
         )
     trainer = Distiller(student, teacher, args, data, cast)
     ft, fs = trainer.teacher_macs, trainer.student_macs
@@ -281,7 +281,7 @@ def check_feature_loss(parser, feature_loss, student, teacher):
 
 
 def same_split(args, teacher_settings):
-    """Whether the teacher was trained on the images that are trained on here."""
+    """Whether the teacher was trained on the very images that are trained on here."""
     split = ("dataset", "train_limit", "holdout", "seed")
     return isinstance(teacher_settings, dict) and all(teacher_settings.get(f) == getattr(args, f) for f in split)
 

@@ -36,7 +36,8 @@ def batches(images, labels, batch_size, device):
     pictures, pinned = Pictures(images, labels), device.type == "cuda"
     loader = DataLoader(pictures, batch_size, shuffle=True, num_workers=WORKERS, pin_memory=pinned, drop_last=True)
     while True:
-        yield from ((x.to(device), y.to(device)) for x, y in loader)
+        for x, y in loader:
+            yield x.to(device), y.to(device)
 
 
 class PlainClassifier:

@@ -7,7 +7,6 @@
                      result.json    once the run is finished
 """
 
-import copy
 import csv
 import errno
 import fcntl
@@ -235,9 +234,11 @@ class Run:
         write_checkpoint(self.checkpoint("last"), state, backup=self.checkpoint("previous"))
 
     def weights(self, model):
-        """What every checkpoint holds."""
+        """What every checkpoint holds, copied: training goes on in the same tensors."""
         return {
-            "state_dict": {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()},
+            "state_dict": {
+                name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in model.state_dict().items()
+            },
             "arch": self.config["arch"],
             "kind": self.config["kind"],
             "epoch": len(self.rows),
@@ -253,7 +254,7 @@ class Run:
             return
         weights = self.weights(trainer.model)
         if self.best["epoch"] == epoch:
-            self.best_weights = copy.deepcopy(weights)  # training goes on in the same tensors
+            self.best_weights = weights
             write_checkpoint(self.checkpoint("best"), weights)
         if epoch % settings["save_interval"] == 0 or epoch in [*settings["milestones"], settings["epoch"]]:
             write_checkpoint(self.checkpoint(f"{epoch:03d}"), weights)

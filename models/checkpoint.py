@@ -123,9 +123,7 @@ def adapt(state_dict, model, arch, path):
     state = fold_biases(state_dict, own)
     if state.keys() - own.keys() and (renamed := by_order(state, own)):
         state = renamed
-        print(
-            f"{path}: not our names, so loaded by order: all {len(state)} entries agree with {arch} in order and shape"
-        )
+        print(f"{path}: not our names, so loaded by order: all {len(state)} entries agree with {arch} in shape")
     state = {name: torch.zeros_like(own[name]) for name in own if name.endswith(COUNTER)} | state
 
     misfits = {

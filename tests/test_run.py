@@ -120,7 +120,7 @@ def test_find_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path, "best").name == "best.pth"
     assert find_checkpoint(tmp_path, "240").name == find_checkpoint(tmp_path, "240.pth").name == "240.pth"
     assert find_checkpoint(tmp_path, "old").name == "best_old.pth"
-    with pytest.raises(CheckpointError, match="several: 040.pth, 140.pth, 240.pth"):
+    with pytest.raises(CheckpointError, match=r"several: 040\.pth, 140\.pth, 240\.pth"):
         find_checkpoint(tmp_path, "40")
     with pytest.raises(CheckpointError, match="none; there are: 040"):
         find_checkpoint(tmp_path, "last")
