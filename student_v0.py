@@ -233,9 +233,7 @@ def main(argv=None):
     _, teacher_acc, _ = Evaluator(teacher, data.val, cast)()
     print(f"teacher {checkpoint['arch']} ({path}): {teacher_acc:.2f} % on the validation images")
     if args.holdout and not same_split(args, checkpoint.get("settings")):
-        print(
-            "warning: the teacher was not trained with the same --holdout, --seed, data: it may have seen our holdout"
-        )
+        print("warning: the teacher was not trained with the same --holdout, --seed, data; it may know our holdout")
     trainer = Distiller(student, teacher, args, data, cast)
     ft, fs = trainer.teacher_macs, trainer.student_macs
     forward = f"{ft / 1e6:.1f} (teacher) and {fs / 1e6:.1f} (student) million multiply-accumulates, ratio {ft / fs:.2f}"

@@ -84,8 +84,8 @@ def our_step(device, method, pair, precision, compilation):
 def plain_step(device, method, pair):
     """The same of the plain loop."""
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    args, (teacher_model, student) = arguments(method, pair), (network.to(device) for network in networks(pair))
-    alone = METHODS[method] is None
+    args, alone = arguments(method, pair), METHODS[method] is None
+    teacher_model, student = (network.to(device) for network in networks(pair))
     trainer = PlainClassifier(teacher_model, args) if alone else PlainDistiller(student, teacher_model, args)
     steps = batches(*dataset.synthetic(IMAGES, "train"), BATCH, device)
     return lambda: trainer.step(*next(steps))

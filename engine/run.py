@@ -236,9 +236,7 @@ class Run:
     def weights(self, model):
         """What every checkpoint holds, copied: training goes on in the same tensors."""
         return {
-            "state_dict": {
-                name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in model.state_dict().items()
-            },
+            "state_dict": {name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()},
             "arch": self.config["arch"],
             "kind": self.config["kind"],
             "epoch": len(self.rows),
