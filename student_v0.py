@@ -18,7 +18,7 @@ import torch
 
 import dataset
 from engine import distributed
-from engine.compile import compile_network, freeze
+from engine.compile import compile_network, freeze, place
 from engine.flops import COUNTINGS, cost_so_far, forward_macs, relative_cost
 from engine.meters import Evaluator, correct
 from engine.run import (
@@ -156,9 +156,7 @@ class Distiller(Trainer):
         if args.other_distill:
             weight, feature_loss = FEATURE_LOSSES[args.other_distill]
             loss = loss + weight * feature_loss(s_features, t_features)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.update(loss)
 
         # 4. log: the student on the raw images if it scored them, else on the kept ones
         stats = {"train/loss": loss.detach().expand(len(mine.kept))}
@@ -191,9 +189,10 @@ class Distiller(Trainer):
         return cost_so_far(*self.macs, epoch * meters.counts["train/t_entropy"], scored, seen)
 
     def state(self):
-        return {"counter": self.counter, "selected": self.selected, "centers": self.centers}
+        return super().state() | {"counter": self.counter, "selected": self.selected, "centers": self.centers}
 
     def load_state(self, state):
+        super().load_state(state)
         self.counter = state["counter"]
         self.selected.copy_(state["selected"])
         self.centers.copy_(state["centers"])
@@ -228,7 +227,7 @@ def main(argv=None):
     data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit)
     data = data.hold_out(args.holdout, args.seed)
     cast = autocast(device, run.config["precision"])
-    teacher = teacher.to(device, memory_format=torch.channels_last)
+    teacher = place(teacher, device, cast)
     _, teacher_acc, _ = Evaluator(teacher, data.val, cast)()
     print(f"teacher {checkpoint['arch']} ({path}): {teacher_acc:.2f} % on the validation images")
     warn_of_seen_holdout(args, checkpoint.get("settings"))

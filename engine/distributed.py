@@ -29,9 +29,9 @@ def shard(tensors):
 
 
 def init(device):
-    """Connect the processes: NCCL between GPUs, gloo between CPU processes."""
+    """Connect the processes: tensors of GPUs by NCCL, all else by gloo, so that asking waits for no kernel."""
     if world_size() > 1 and device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     elif world_size() > 1:
         dist.init_process_group("gloo")
 
