@@ -64,6 +64,8 @@ def make_parser():
         help="rank at which mixing reaches half its strength; lower mixes more images (32)")
     add("--w", type=number(float, 0), default=10.0,
         help="steepness of the mixing over the ranks (10, as in every published UNIX run; 1000 is a step at b)")
+    add("--score-every", type=number(int, 1, MANY), default=1, metavar="E",
+        help="score in epochs 1, 1 + E, ... only; in between an image has its last score, which costs less (1: always)")
     add("--T", type=number(float, above=0), default=4.0,
         help="temperature of the distillation loss; higher tells more of the unlikely classes (4)")
     add("--kd-weight", type=number(float, 0), default=1.0,
@@ -88,6 +90,8 @@ def check_flags(parser, args):
         parser.error(f"argument --k: {args.k} does not divide by {world_size} processes")
     if args.other_distill == "SP" and world_size > 1:
         parser.error("argument --other-distill: SP compares over the batch, of which each process sees a part")
+    if args.score_every > 1 and args.strategy == RANDOM:
+        parser.error("argument --score-every: --strategy 0 scores nothing")
     if not (args.kd_weight or args.ce_weight or args.other_distill):
         parser.error("argument --kd-weight: with 0, --ce-weight 0 and no --other-distill nothing is learned")
     if not re.fullmatch(r"[\w.-]+", args.teacher_ckpt):
@@ -108,6 +112,7 @@ class Distiller(Trainer):
         self.student, self.ddp_student, self.teacher = self.model, distributed.wrap_ddp(self.model), teacher
         self.macs = forward_macs(student), forward_macs(teacher)
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
+        self.scoring = self.selector.needs_scores  # in this epoch
         if self.compile == "all":
             self.student = self.ddp_student = compile_network(student, {args.batch_size, args.k})
         if self.compile != "none":
@@ -116,8 +121,13 @@ class Distiller(Trainer):
         device = data.train.labels.device
         # mean pooled features of the classes by the student, from the last validation; none before the first
         self.centers = torch.full((dataset.NUM_CLASSES, pooled_size(student)), math.nan, device=device)
+        self.scores = torch.zeros(data.train_size, device=device)  # of each image, when it was last scored
         self.selected = torch.zeros(data.train_size, dtype=torch.uint8, device=device)  # in this epoch
         self.counter = torch.zeros(0, data.train_size, dtype=torch.uint8)  # in those before
+
+    def begin_epoch(self, epoch):
+        self.scoring = self.selector.needs_scores and (epoch - 1) % self.args.score_every == 0
+        return (*super().begin_epoch(epoch), self.scoring)
 
     def batches(self, epoch):
         args, train = self.args, self.data.train
@@ -132,15 +142,14 @@ class Distiller(Trainer):
         images, labels, index = self.data.train.batch(chosen, offsets, flips)  # crop, flip, normalize
 
         # 1. score: the student sees the whole batch, in train mode, without gradient
-        scores = None
-        if self.selector.needs_scores:
+        if self.scoring:
             with torch.no_grad(), self.autocast():
                 raw_features, raw_logits = self.student(images, is_feat=True)
             raw_log_p = log_softmax(raw_logits)
-            scores = UNCERTAINTIES[args.strategy](raw_log_p)
+            self.scores[index] = UNCERTAINTIES[args.strategy](raw_log_p)
 
         # 2. rank, mix, keep k: the most uncertain come first; the surer an image, the more of its partner is in it
-        selection = self.selector(images, scores, lam, partner)
+        selection = self.selector(images, self.scores[index], lam, partner)
         self.selected.index_fill_(0, index[selection.rank[: args.b]], 1)
         mine = distributed.shard(selection)  # one process: all of it
 
@@ -160,13 +169,15 @@ class Distiller(Trainer):
 
         # 4. log: the student on the raw images if it scored them, else on the kept ones
         stats = {"train/loss": loss.detach().expand(len(mine.kept))}
-        if scores is not None:
+        groups = {}
+        if self.scoring:
             stats["train/acc"] = correct(raw_logits, labels)[mine.rank]
             stats["train/center_dist"] = self.center_dist(raw_features[-1], labels)[mine.kept]
             student = confidences(raw_log_p)
             groups = {"s_select": mine.kept, "s_else": mine.rank[len(mine.kept) :], "s_all": mine.rank}
         else:
             stats["train/acc"] = correct(s_logits, labels[mine.kept])
+        if not self.selector.needs_scores:
             stats["train/center_dist"] = self.center_dist(s_features[-1], labels[mine.kept])
             student = confidences(log_softmax(s_logits))
             groups = {"s_select": slice(None)} | ({"s_all": slice(None)} if args.k == args.batch_size else {})
@@ -184,18 +195,18 @@ class Distiller(Trainer):
         self.centers.copy_(centers)
         self.counter = torch.cat([self.counter, self.selected.cpu()[None]])
         self.selected.zero_()
-        seen = epoch * len(self.data.train)
-        scored = seen if self.selector.needs_scores else 0
-        return cost_so_far(*self.macs, epoch * meters.counts["train/t_entropy"], scored, seen)
+        n, scored_epochs = len(self.data.train), -(-epoch // self.args.score_every) * self.selector.needs_scores
+        return cost_so_far(*self.macs, epoch * meters.counts["train/t_entropy"], scored_epochs * n, epoch * n)
 
     def state(self):
-        return super().state() | {"counter": self.counter, "selected": self.selected, "centers": self.centers}
+        own = {"counter": self.counter, "selected": self.selected, "centers": self.centers, "scores": self.scores}
+        return super().state() | own
 
     def load_state(self, state):
         super().load_state(state)
         self.counter = state["counter"]
-        self.selected.copy_(state["selected"])
-        self.centers.copy_(state["centers"])
+        for name in ("selected", "centers", "scores"):
+            getattr(self, name).copy_(state[name])
 
     def files(self):
         if not self.selector.needs_scores:
@@ -291,8 +302,9 @@ def warn_of_seen_holdout(args, teacher_settings):
 
 def cost_line(args, student_macs, teacher_macs):
     """What a step costs beside ordinary distillation, in words."""
+    scored = 0 if args.strategy == RANDOM else 1 / args.score_every
     paper, usual = (
-        100 * relative_cost(student_macs, teacher_macs, args.k, args.batch_size, args.strategy != RANDOM, backward)
+        100 * relative_cost(student_macs, teacher_macs, args.k, args.batch_size, scored, backward)
         for backward in COUNTINGS.values()
     )
     return (

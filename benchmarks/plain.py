@@ -12,15 +12,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import dataset
+from dataset import MEAN, PADDING, SIZE, STD
 
 WORKERS = 3
 TRANSFORM = transforms.Compose(
     [
-        transforms.RandomCrop(dataset.SIZE, padding=dataset.PADDING),
+        transforms.RandomCrop(SIZE, padding=PADDING),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
-        transforms.Normalize(dataset.MEAN, dataset.STD),
+        transforms.Normalize(MEAN, STD),
     ]
 )
 
@@ -40,9 +40,8 @@ class Pictures(Dataset):
 
 def batches(images, labels, batch_size, device):
     """(images, labels) of whole batches on `device`, epoch after epoch, without end."""
-    cuda = device.type == "cuda"
-    pictures = Pictures(images, labels)
-    loader = DataLoader(pictures, batch_size, shuffle=True, num_workers=WORKERS, pin_memory=cuda, drop_last=True)
+    pictures, pinned = Pictures(images, labels), device.type == "cuda"
+    loader = DataLoader(pictures, batch_size, shuffle=True, num_workers=WORKERS, pin_memory=pinned, drop_last=True)
     while True:
         for x, y in loader:
             yield x.to(device), y.to(device)
@@ -52,21 +51,23 @@ class PlainClassifier:
     """A teacher's training step."""
 
     def __init__(self, model, args):
-        self.model = model.train()
+        self.model, self.args = model.train(), args
         self.optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
-        self.statistics = {}  # name: what the host got of each step
+        self.statistics = {}  # {name: [its value in each step]}
 
-    def note(self, name, value):
+    def log(self, name, value):
         self.statistics.setdefault(name, []).append(value.item())
 
     def step(self, images, labels):
         logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
+        self.update(F.cross_entropy(logits, labels), logits, labels)
+
+    def update(self, loss, logits, labels):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.note("loss", loss)
-        self.note("acc", (logits.argmax(1) == labels).float().mean())
+        self.log("loss", loss)
+        self.log("acc", (logits.argmax(1) == labels).float().mean())
 
 
 class PlainDistiller(PlainClassifier):
@@ -74,24 +75,20 @@ class PlainDistiller(PlainClassifier):
 
     def __init__(self, student, teacher, args):
         super().__init__(student, args)
-        self.teacher, self.args = teacher.eval(), args
-        self.rng = np.random.default_rng(args.seed)
+        self.teacher, self.rng = teacher.eval(), np.random.default_rng(args.seed)
 
     def step(self, images, labels, lam=None, partner=None):
         """lam: (), partner: (n,): the step's mixing, drawn here where it is not given."""
-        args, n = self.args, len(images)
+        args, place = self.args, torch.arange(len(images), device=images.device)
         lam = self.rng.beta(1, 1) if lam is None else lam
-        partner = torch.randperm(n, device=images.device) if partner is None else partner
+        partner = torch.randperm(len(images), device=images.device) if partner is None else partner
+        rank = place
         if args.strategy:
             with torch.no_grad():
-                p = self.model(images).softmax(1)
-            entropy = -(p * p.clamp(min=1e-30).log()).sum(1)
-            rank = entropy.argsort(descending=True)
-            self.note("uncertainty", entropy.mean())
-        else:
-            rank = torch.arange(n, device=images.device)
-        place = torch.arange(n, device=images.device) / args.batch_size
-        mask = lam * torch.sigmoid(args.w * (place - (2 * args.b - 1) / (2 * args.batch_size)))
+                uncertainty = entropy(self.model(images).softmax(1))
+            rank = uncertainty.argsort(descending=True)
+            self.log("uncertainty", uncertainty.mean())
+        mask = lam * torch.sigmoid(args.w * (place - (2 * args.b - 1) / 2) / args.batch_size)
         kept, partner, mask = rank[: args.k], partner[: args.k], mask[: args.k].view(-1, 1, 1, 1)
         mixed = (1 - mask) * images[kept] + mask * images[partner]
         with torch.no_grad():
@@ -99,14 +96,14 @@ class PlainDistiller(PlainClassifier):
         logits = self.model(mixed)
         log_p = F.log_softmax(logits / args.T, 1)
         loss = args.kd_weight * args.T**2 * F.kl_div(log_p, F.softmax(target / args.T, 1), reduction="batchmean")
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.note("loss", loss)
-        self.note("acc", (logits.argmax(1) == labels[kept]).float().mean())
+        self.update(loss, logits, labels[kept])
         for name, of in (("teacher", target), ("student", logits)):
             p = of.softmax(1)
             top = p.topk(2, dim=1).values
-            self.note(f"{name} confidence", top[:, 0].mean())
-            self.note(f"{name} margin", (top[:, 0] - top[:, 1]).mean())
-            self.note(f"{name} entropy", -(p * p.clamp(min=1e-30).log()).sum(1).mean())
+            self.log(f"{name} confidence", top[:, 0].mean())
+            self.log(f"{name} margin", (top[:, 0] - top[:, 1]).mean())
+            self.log(f"{name} entropy", entropy(p).mean())
+
+
+def entropy(p):
+    return -(p * p.clamp(min=1e-30).log()).sum(1)

@@ -7,176 +7,144 @@
 #   ONLY="wrn_40_2" SEEDS="0 1 2 3" bash command/command.sh    only pairs with this teacher or student, four seeds
 #   ONLY="vgg13:vgg8 ResNet50:vgg8" bash command/command.sh    only these pairs
 #
-# A teacher is trained once, with seed 0 (a downloaded one in its folder is used), and before the students that need it;
-# everything else once for each of SEEDS. GPUS takes what CUDA_VISIBLE_DEVICES takes, with spaces between; without it
-# the programs choose the device, and PER_GPU is how many share it.
+# A teacher is trained once, with seed 0, before the students that need it (a downloaded one in its folder is used);
+# everything else once for each of SEEDS. GPUS takes what CUDA_VISIBLE_DEVICES takes, separated by spaces; without it
+# the programs choose the device, and PER_GPU is how many share it. They share it through NVIDIA's MPS where that
+# starts, with a daemon of this command's own (or the one that CUDA_MPS_PIPE_DIRECTORY names).
 #
-# Each run writes to a log of its own in experiments/logs/. A failed one does not stop the others (but its students are
-# not started); all are named at the end. Ctrl-C or SIGTERM stops the runs, which save. A run that is finished is not
-# repeated and an interrupted one is resumed, so the command may be given again. A run that another process is busy with,
-# on this machine or another that sees the folder, counts as failed here and is left alone. On a cluster: slurm.sh.
-# shellcheck disable=SC2046,SC2086  # lists of words are split on purpose
+# Each run has its log in experiments/logs/. A failed run does not stop the others, but its students are not started;
+# all are named at the end. Ctrl-C or SIGTERM stops the runs, which save. Give the command again at any time: finished
+# runs are not repeated, interrupted ones resume. A run that another process is busy with, on this machine or another
+# that sees the folder, counts as failed here and is left alone. On a cluster: slurm.sh.
+# shellcheck disable=SC2086  # a command is words
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source command/runs.sh
 
-PAIRS="vgg13:MobileNetV2 ResNet50:MobileNetV2 ResNet50:vgg8 resnet32x4:ShuffleV1 resnet32x4:ShuffleV2
-wrn_40_2:ShuffleV1 wrn_40_2:wrn_16_2 wrn_40_2:wrn_40_1 resnet56:resnet20 resnet32x4:resnet8x4 vgg13:vgg8 vgg16:vgg8"
-SEEDS=${SEEDS:-0} GPUS=${GPUS:-} PER_GPU=${PER_GPU:-1}
-
-usage() { echo "error: $1; the head of command/command.sh tells what it takes" >&2; exit 2; }
-[ $# -eq 0 ] || { [ $# -eq 1 ] && [ "$1" = --list ]; } || usage "unknown argument: $*"
-for word in $SEEDS; do
-  [[ $word =~ ^[0-9]+$ ]] || usage "SEEDS=$SEEDS must be whole numbers with spaces between"
-done
-for word in $GPUS; do
-  [[ $word =~ ^([0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+)$ ]] || usage "GPUS=$GPUS must be ids of GPUs with spaces between"
-done
+GPUS=${GPUS:-} PER_GPU=${PER_GPU:-1}
+[[ $# = 0 || $* = --list ]] || usage "unknown argument: $*"
+[[ "$GPUS " =~ ^[[:space:]]*(([0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+)[[:space:]]+)*$ ]] ||
+  usage "GPUS=$GPUS must be ids of GPUs with spaces between"
 [[ $PER_GPU =~ ^[1-9][0-9]?$ ]] || usage "PER_GPU=$PER_GPU must be a whole number from 1 to 99"
 
-distinct() { printf '%s\n' "$@" | awk '!seen[$0]++'; }
-
-# The pairs that ONLY names, each word a teacher, a student or a pair.
-selected=$PAIRS
-if [ -n "${ONLY:-}" ]; then
-  selected=
-  for word in $ONLY; do
-    matching=$(printf '%s\n' $PAIRS | grep -x -e "$word" -e "$word:.*" -e ".*:$word") || usage "ONLY=$word is in no pair"
-    selected+=" $matching"
-  done
-fi
-selected=$(distinct $selected)
-
-rate() {
-  case $1 in MobileNetV2 | Shuffle*) echo 0.01 ;; *) echo 0.05 ;; esac
-}
-
-downloaded() { [ -e "$1/ckpt/best.pth" ] && [ ! -e "$1/config.json" ]; }
-
-commands() {
-  local pair teacher student seed distil
-  for teacher in $(distinct $(printf '%s\n' $selected | cut -d: -f1)); do
-    downloaded "experiments/teacher_$teacher" || echo "teacher.py --arch $teacher --lr 0.05"
-  done
-  for seed in $(distinct $SEEDS); do
-    for student in $(distinct $(printf '%s\n' $selected | cut -d: -f2)); do
-      echo "teacher.py --arch $student --lr $(rate "$student") --seed $seed"
-    done
-    for pair in $selected; do
-      teacher=${pair%:*} student=${pair#*:}
-      distil="student_v0.py --teacher-path ./experiments/teacher_$teacher/ --student-arch $student"
-      distil+=" --lr $(rate "$student") --seed $seed"
-      echo "$distil --strategy 0 --k 64 --b 64 --w 1000"
-      echo "$distil --strategy 3 --k 48 --b 32 --w 10"
-    done
-  done
-}
-
 if [ "${1:-}" = --list ]; then
-  commands | sed 's/^/python /'
+  printf 'python %s\n' "${runs[@]}"
   exit
 fi
 
-# --------------------------------------------------------------------------------------------------------- running
-
 source command/env.sh requirements.txt
-source command/runs.sh
 mapfile -t gpus < <(distinct $GPUS) # one, without a name, where GPUS is not set
-if [ -n "$GPUS" ]; then # without this, a run would take the CPU where its GPU is missing
-  visible=$(IFS=,; echo "${gpus[*]}")
-  CUDA_VISIBLE_DEVICES=$visible "$PYTHON" -c 'import sys, torch; sys.exit(torch.cuda.device_count() < int(sys.argv[1]))' \
-    ${#gpus[@]} || usage "GPUS=$GPUS: not all of these are here, or usable by torch"
-fi
-slots=()
-for ((i = 0; i < PER_GPU; i++)); do slots+=("${gpus[@]}"); done
-free=("${!slots[@]}")
+visible=$(IFS=, && echo "${gpus[*]}")
 
-read_list < <(commands)
-names=()
-for run in "${runs[@]}"; do names+=("$(name_of "$run")"); done
-state=("${runs[@]/*/waiting}")   # of each run: waiting, running, finished, failed, skipped or stopped
-declare -A run_of slot_of        # of each process
-over=0 stopped=
-
-say() { printf '%(%F %T)T [%d/%d] %s\n' -1 "$over" ${#runs[@]} "$1" 2>/dev/null || :; }
-
-# A session of its own keeps a run out of reach of the terminal's Ctrl-C: stop() passes that on, and a second signal
-# would make the run give up without saving.
-start() {
-  local run=$1 slot=$2 gpu=${slots[$2]} log=$LOGS/${names[$1]}.log
-  begin_log "$log" "${runs[run]}" "${gpu:+, GPU $gpu}" || :
-  env ${gpu:+"CUDA_VISIBLE_DEVICES=$gpu"} setsid "$PYTHON" ${runs[run]} </dev/null >>"$log" 2>&1 &
-  run_of[$!]=$run slot_of[$!]=$slot state[run]=running
-  [ -z "$stopped" ] || kill $!
-  say "started ${names[run]}${gpu:+ on GPU $gpu}"
+# gpus_compute [VARIABLE=VALUE...]: whether torch can use all of them. A run whose GPU is missing would take the CPU.
+gpus_compute() {
+  env ${visible:+"CUDA_VISIBLE_DEVICES=$visible"} "$@" "$PYTHON" -c 'import sys, torch
+for i in range(int(sys.argv[1])): torch.ones(1, device=f"cuda:{i}").item()' ${#gpus[@]} 2>/dev/null
 }
+[ -z "$GPUS" ] || gpus_compute || usage "GPUS=$GPUS: not all of these are here, or usable by torch"
 
-# The first run that waits for nothing, in `ready`; false where there is none.
-next() {
-  for ready in "${!runs[@]}"; do
-    [ "${state[ready]}" = waiting ] || continue
-    [ -z "${needs[ready]}" ] || [ "${state[needs[ready]]}" = finished ] || continue
-    return 0
-  done
-  return 1
-}
-
-# Takes note of a run that has ended with this exit code.
-note() {
-  local run=$1 code=$2 log=$LOGS/${names[$1]}.log student
-  if [ "$code" -eq 0 ]; then
-    state[run]=finished over=$((over + 1))
-    say "finished ${names[run]}$(grep -ao ': best .*' "$log" | tail -n 1)"
-  elif [ -n "$stopped" ] && [ "$code" -gt 128 ]; then
-    state[run]=stopped
-  else
-    state[run]=failed over=$((over + 1))
-    say "failed ${names[run]}: $(tail -n 1 "$log")"
-    for student in "${!runs[@]}"; do
-      [ "${needs[student]}" != "$run" ] || { state[student]=skipped && over=$((over + 1)); }
-    done
+mps=() # the variables by which a run finds the MPS daemon
+if [ "$PER_GPU" -gt 1 ] && [ -n "$GPUS${CUDA_VISIBLE_DEVICES-all}" ] && [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] &&
+  command -v nvidia-cuda-mps-control >/dev/null; then
+  folder=$(mktemp -d)
+  mps=("CUDA_MPS_PIPE_DIRECTORY=$folder" "CUDA_MPS_LOG_DIRECTORY=$folder")
+  quit_mps=(env "${mps[@]}" nvidia-cuda-mps-control)
+  trap 'trap "" INT TERM HUP; "${quit_mps[@]}" <<<quit &>/dev/null || :; rm -rf "$folder"' EXIT
+  # The daemon sees every GPU: if it saw only some, the runs would have to number them anew.
+  if ! env -u CUDA_VISIBLE_DEVICES "${mps[@]}" nvidia-cuda-mps-control -d &>/dev/null ||
+    ! gpus_compute "${mps[@]}"; then
+    echo "MPS does not start here: runs that share a GPU take turns"
+    mps=()
   fi
-}
+fi
 
+slots=() # one for each run that there is room for at a time: its GPU
+for ((i = 0; i < PER_GPU; i++)); do slots+=("${gpus[@]}"); done
+pid_of=() run_of=()     # of each busy slot
+waiting=("${!runs[@]}") # the runs that are still to be started, each at its own index
+problems=()             # of each run that failed, or whose teacher did: a line
+ended=0 finished=0 stopped=''
+
+say() { printf '%(%F %T)T [%d/%d] %s\n' -1 "$ended" ${#runs[@]} "$1" 2>/dev/null || :; }
+
+# From here to the end of the loop nothing runs in the foreground: a Ctrl-C would end it, and this script with it.
+
+# stop CODE: passes a signal on to the runs.
 stop() {
   stopped=$1
   say "stopping: the runs save where they are; once more stops them at once"
-  kill "${!run_of[@]}" 2>/dev/null || :
+  kill "${pid_of[@]}" 2>/dev/null || :
 }
-trap 'stop 130' INT
-trap 'stop 143' TERM HUP
-trap '' PIPE # whoever read this may be gone
+
+# start RUN SLOT: in a session of its own, out of reach of the terminal's Ctrl-C, which would be a second signal.
+start() {
+  local run=$1 slot=$2 gpu=${slots[$2]} log=$LOGS/${names[$1]}.log
+  unset "waiting[run]"
+  printf '== %(%F %T)T, %s%s: python %s\n' -1 "$HOSTNAME" "${gpu:+, GPU $gpu}" "${runs[run]}" >>"$log" || :
+  env "${mps[@]}" ${gpu:+"CUDA_VISIBLE_DEVICES=$gpu"} setsid "$PYTHON" ${runs[run]} </dev/null >>"$log" 2>&1 &
+  pid_of[slot]=$! run_of[slot]=$run
+  [ -z "$stopped" ] || kill $! 2>/dev/null || : # the signal came before this run; twice at once is as once to a run
+  say "started ${names[run]}${gpu:+ on GPU $gpu}"
+}
+
+# read_last LOG REGEX: sets `line` to the match in the last line that has one.
+read_last() {
+  local each
+  line=
+  while read -r each || [ -n "$each" ]; do [[ ! $each =~ $2 ]] || line=${BASH_REMATCH[0]}; done <"$1" || :
+}
+
+# end RUN CODE: what follows from its exit code.
+end() {
+  local run=$1 code=$2 log=$LOGS/${names[$1]}.log student
+  [ -z "$stopped" ] || [ "$code" -le 128 ] || return 0
+  ended=$((ended + 1))
+  if [ "$code" -eq 0 ]; then
+    finished=$((finished + 1))
+    read_last "$log" ': best .*'
+    say "finished ${names[run]}$line"
+  else
+    read_last "$log" '.+'
+    problems[run]="failed: $log: $line"
+    say "${problems[run]}"
+  fi
+  for student in "${!waiting[@]}"; do
+    [ "${needs[student]}" = "$run" ] || continue
+    needs[student]=
+    [ "$code" -ne 0 ] || continue
+    unset "waiting[student]"
+    ended=$((ended + 1)) problems[student]="not started, as its teacher failed: ${names[student]}"
+  done
+}
 
 mkdir -p "$LOGS"
+trap 'stop 130' INT
+trap 'stop 143' TERM HUP
+trap '' PIPE # whoever reads the output may go
 while :; do
-  alive=$(jobs -rp)
-  for pid in "${!run_of[@]}"; do
-    [[ $'\n'$alive$'\n' != *$'\n'$pid$'\n'* ]] || continue
-    wait "$pid" && code=0 || code=$?
-    note "${run_of[$pid]}" "$code"
-    free+=("${slot_of[$pid]}")
-    unset "run_of[$pid]" "slot_of[$pid]"
+  for slot in "${!pid_of[@]}"; do
+    kill -0 "${pid_of[slot]}" 2>/dev/null && continue
+    wait "${pid_of[slot]}" && code=0 || code=$?
+    unset "pid_of[slot]"
+    end "${run_of[slot]}" "$code"
   done
-  while [ -z "$stopped" ] && [ ${#free[@]} -gt 0 ] && next; do
-    start "$ready" "${free[0]}"
-    free=("${free[@]:1}")
+  for slot in "${!slots[@]}"; do
+    [ -z "$stopped" ] || break
+    [ -z "${pid_of[slot]:-}" ] || continue
+    for run in "${!waiting[@]}"; do
+      [ -n "${needs[run]}" ] || { start "$run" "$slot" && break; }
+    done
   done
-  [ ${#run_of[@]} -gt 0 ] || break
+  [ ${#pid_of[@]} -gt 0 ] || break
   wait -n || :
 done
 
-count() { printf '%s\n' "${state[@]}" | grep -cx "$1" || :; }
-
-for run in "${!runs[@]}"; do
-  case ${state[run]} in
-    failed) echo "failed: $LOGS/${names[run]}.log: $(tail -n 1 "$LOGS/${names[run]}.log")" ;;
-    skipped) echo "not started, as its teacher failed: ${names[run]}" ;;
-  esac
-done >&2
-tally="$(count finished) of ${#runs[@]} runs are finished"
+[ ${#problems[@]} -eq 0 ] || printf '%s\n' "${problems[@]}" >&2
+tally="$finished of ${#runs[@]} runs are finished"
 if [ -n "$stopped" ]; then
   echo "stopped: $tally; the same command goes on from there"
   exit "$stopped"
-elif [ "$(count finished)" -lt ${#runs[@]} ]; then
+elif [ "$finished" -lt ${#runs[@]} ]; then
   echo "error: $tally; the same command tries the others again" >&2
   exit 1
 fi

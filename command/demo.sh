@@ -11,22 +11,18 @@ source "$(dirname "$0")/env.sh" requirements.txt
 TEACHER=vgg8 STUDENT=resnet8 # a student of an eighth of the teacher's computation
 DATASET=${DATASET:-synthetic}
 folder=experiments/demo_$DATASET
-limits=trainlimit6000_vallimit2000
-[ "$DATASET" = cifar100 ] || limits=dataset${DATASET}_$limits
-teacher=$folder/teacher_${TEACHER}_epoch6_milestones5_$limits
-short="--dataset $DATASET --train-limit 6000 --val-limit 2000 --epoch 6 --milestones 5 --experiments $folder"
+short=(--dataset "$DATASET" --train-limit 6000 --val-limit 2000 --epoch 6 --milestones 5 --experiments "$folder")
 
-step() {
+train() {
   printf '\n== %s\n' "$1"
-  shift
-  "$PYTHON" "$@" $short
+  "$PYTHON" "${@:2}" "${short[@]}"
 }
 
-step "teacher: $TEACHER" teacher.py --arch $TEACHER
-step "student alone: $STUDENT" teacher.py --arch $STUDENT
-distil="student_v0.py --teacher-path $teacher --student-arch $STUDENT"
-step "KD: the teacher sees every image" $distil --strategy 0 --k 64 --b 64 --w 1000
-step "UNIX: the student chooses 48 of 64, the teacher sees only those" $distil
+train "teacher: $TEACHER" teacher.py --arch $TEACHER
+train "student alone: $STUDENT" teacher.py --arch $STUDENT
+distill=(student_v0.py --teacher-path "$folder/teacher_${TEACHER}_"* --student-arch "$STUDENT")
+train "KD: the teacher sees every image" "${distill[@]}" --strategy 0 --k 64 --b 64 --w 1000
+train "UNIX: the student chooses 48 of 64, the teacher sees only those" "${distill[@]}"
 
 printf '\n== table\n'
 "$PYTHON" report.py "$folder"/*

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # Sourced by the commands beside it, with requirement files as arguments. Goes to the repository's root and sets PYTHON
-# to an interpreter that has those packages: the one named by PYTHON=... if you name one, taken as it is, else .venv/
-# (or VENV=...), which is made on first use.
+# to an interpreter that has those packages: the one that PYTHON=... names, used as it is, else the one of .venv/ (or
+# VENV=...), which is made on first use.
 
 case ${PYTHON:-} in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 if [ -z "${PYTHON:-}" ]; then
   VENV=${VENV:-.venv}

@@ -1,33 +1,49 @@
 # shellcheck shell=bash
-# Sourced by command.sh and slurm.sh: what there is to know of a list of runs, as `command.sh --list` prints it.
+# Sourced by command.sh and slurm.sh: makes the list of runs that ONLY and SEEDS ask for, see command.sh. Of each:
+#   runs[i]     its command without the `python`
+#   names[i]    a name for its log
+#   needs[i]    the index of the run that trains its teacher; empty where none of the list does
+# shellcheck disable=SC2046,SC2086  # lists of words are split on purpose
 
 # shellcheck disable=SC2034  # for those who source this
 LOGS=experiments/logs
+SEEDS=${SEEDS:-0}
 
-# read_list: sets, from the list on stdin, runs[i] to a command without its `python`, and needs[i] to the index of the
-# run that trains its teacher; that is empty where none of the list does.
-read_list() {
-  local line
-  local -A trainer
-  runs=() needs=()
-  while read -r line; do
-    line=${line#python }
-    needs+=("")
-    if [[ $line =~ --teacher-path\ ([^ ]+) ]]; then
-      needs[-1]=${trainer[${BASH_REMATCH[1]}]:-}
-    elif [[ $line =~ --arch\ ([^ ]+) && $line != *\ --seed\ * ]]; then # with a seed it is a student alone
-      trainer[./experiments/teacher_${BASH_REMATCH[1]}/]=${#runs[@]}
-    fi
-    runs+=("$line")
+usage() { echo "error: $1; the head of command/${0##*/} tells what it takes" >&2; exit 2; }
+distinct() { printf '%s\n' "$@" | awk '!seen[$0]++'; }
+
+[[ $SEEDS =~ ^[0-9[:space:]]+$ ]] || usage "SEEDS=$SEEDS must be whole numbers with spaces between"
+pairs=()
+declare -A lr # of each student
+while IFS=, read -r teacher student student_lr _; do
+  pairs+=("$teacher:$student") lr[$student]=$student_lr
+done < <(tail -n +2 reporting/published.csv)
+selected=
+for word in ${ONLY:-${pairs[*]}}; do # a teacher, a student or a pair
+  selected+=" $(printf '%s\n' "${pairs[@]}" | grep -x -e "$word" -e "$word:.*" -e ".*:$word")" ||
+    usage "ONLY=$word is in no pair"
+done
+selected=$(distinct $selected)
+
+runs=() names=() needs=()
+add() { names+=("$1") needs+=("$2") runs+=("$3"); }
+
+declare -A trainer # of each teacher: the index of its run
+for teacher in $(distinct $(printf '%s\n' $selected | cut -d: -f1)); do
+  folder=experiments/teacher_$teacher
+  [ ! -e $folder/ckpt/best.pth ] || [ -e $folder/config.json ] || continue # a downloaded one
+  trainer[$teacher]=${#runs[@]}
+  add "teacher_$teacher" "" "teacher.py --arch $teacher --lr 0.05"
+done
+for seed in $(distinct $SEEDS); do
+  for student in $(distinct $(printf '%s\n' $selected | cut -d: -f2)); do
+    add "alone_${student}_seed$seed" "" "teacher.py --arch $student --lr ${lr[$student]} --seed $seed"
   done
-}
-
-# name_of COMMAND: a name for its log, as in student_v0_teacher_vgg13_vgg8_lr0.05_seed0_strategy0_k64_b64_w1000.
-name_of() {
-  sed -E 's#\.py|\./experiments/|--(arch|teacher-path|student-arch) ##g; s# --([a-z-]+) #_\1#g; s#/? #_#g' <<<"$1"
-}
-
-# begin_log LOG COMMAND MORE: a line that tells one start from the next, as a log is appended to.
-begin_log() {
-  printf '== %(%F %T)T, %s%s: python %s\n' -1 "$HOSTNAME" "$3" "$2" >>"$1"
-}
+  for pair in $selected; do
+    teacher=${pair%:*} student=${pair#*:}
+    distill="student_v0.py --teacher-path ./experiments/teacher_$teacher/ --student-arch $student"
+    distill+=" --lr ${lr[$student]} --seed $seed"
+    add "kd_${teacher}_${student}_seed$seed" "${trainer[$teacher]:-}" "$distill --strategy 0 --k 64 --b 64 --w 1000"
+    add "unix_${teacher}_${student}_seed$seed" "${trainer[$teacher]:-}" "$distill --strategy 3 --k 48 --b 32 --w 10"
+  done
+done

@@ -6,67 +6,55 @@
 #   squeue --me --name unixkd --array                                           shows them
 #   scancel --me --name unixkd                                                  stops them
 #
-# An array for all runs that need none of the others, and for each teacher one of its students, which start as it is
-# finished and are cancelled if it fails. A run that Slurm preempts, or that comes near its time limit, saves, is queued
-# again and resumes; one that you cancel saves. Each run's output is in a log of its own in experiments/logs/, what Slurm
-# itself says in slurm.log there.
+# An array for all runs that need none of the others, and one for each teacher's students, which start when it is
+# finished and are canceled if it fails. A run that Slurm preempts, or that comes near its time limit, saves, is queued
+# again and resumes; one that you cancel saves. Each run has its log in experiments/logs/; Slurm's is slurm.log.
 #
-# The command may be given again: runs that are queued or running are left alone, interrupted and failed ones are
-# submitted anew, and so are finished ones, whose programs print the result and end within seconds (they alone know
-# whether what lies there is a result of these settings). Packages are installed here, before anything is submitted.
+# Give the command again at any time: what is queued or running is left alone, the rest is submitted anew. Interrupted
+# and failed runs then go on, finished ones end within seconds. Packages are installed before anything is submitted.
 # CIFAR-100 should be in data/ already, where the cluster's machines cannot download.
-# shellcheck disable=SC2086  # lists of words are split on purpose
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source command/runs.sh
 
-usage() { echo "error: $1; the head of command/slurm.sh tells what it takes" >&2; exit 2; }
 for flag in "$@"; do
   case $flag in
     -a* | --array* | -d* | --dependency*) usage "$flag: arrays and dependencies are made here" ;;
   esac
 done
 command -v sbatch >/dev/null || usage "there is no sbatch on this machine"
-
-listed=$(bash command/command.sh --list)
-source command/runs.sh
 source command/env.sh requirements.txt
-read_list <<<"$listed"
 
-# The run that a task stands for is a line of a file that is made now and stays: `$list`, the job's comment.
+# A task reads its run from a line of `$list`, a file that stays as it is and that a job names in its comment.
 mkdir -p "$LOGS"
 list=$(mktemp "$PWD/$LOGS/slurm-$(date +%Y%m%d-%H%M%S)-XXX.list")
-printf '%s\n' "${runs[@]}" >"$list"
-ids=()
+flags=("$@") ids=() submitted=0
 trap '[ ${#ids[@]} -gt 0 ] || { rm -f "$list"; rmdir --ignore-fail-on-non-empty "$LOGS"; }' EXIT
+for i in "${!runs[@]}"; do echo "${names[i]} ${runs[i]}"; done >"$list"
+mapfile -t lines <"$list"
 
-declare -A job # of each command that is queued or running, ARRAY_INDEX
+declare -A job # of each line that is queued or running: ARRAY_INDEX
 queue=$(squeue --me --noheader --array --format '%F %K %k')
 while read -r id index comment; do
   [ "${comment%/*}" = "${list%/*}" ] && [ -e "$comment" ] && job[$(sed -n "${index}p" "$comment")]=${id}_$index
 done <<<"$queue"
 
-# submit DEPENDENCY RUN...: an array of the runs that are not there yet.
+# submit TEACHER FLAG...: one array of all runs that need this one and are not queued yet.
 submit() {
-  local dependency=$1 run new=() id
-  for run in "${@:2}"; do
-    [ -n "${job[${runs[run]}]:-}" ] || new+=($((run + 1)))
+  local i indices=() id
+  for i in "${!runs[@]}"; do
+    [ "${needs[i]}" != "$1" ] || [ -n "${job[${lines[i]}]:-}" ] || indices+=($((i + 1)))
   done
-  [ ${#new[@]} -gt 0 ] || return 0
+  [ ${#indices[@]} -gt 0 ] || return 0
   id=$(sbatch --parsable --job-name unixkd --requeue --signal B:USR1@120 --open-mode append --output "$LOGS/slurm.log" \
-    "${flags[@]}" --comment "$list" --array "$(IFS=,; echo "${new[*]}")" $dependency \
+    "${flags[@]}" --comment "$list" --array "$(IFS=, && echo "${indices[*]}")" "${@:2}" \
     command/slurm_task.sh "$list" "$PYTHON")
   id=${id%%;*} # a federation names the cluster as well
-  ids+=("$id") submitted=$((submitted + ${#new[@]}))
-  for run in "${new[@]}"; do job[${runs[run - 1]}]=${id}_$run; done
+  ids+=("$id") submitted=$((submitted + ${#indices[@]}))
+  for i in "${indices[@]}"; do job[${lines[i - 1]}]=${id}_$i; done
 }
 
-flags=("$@") submitted=0
-alone=()
-for run in "${!runs[@]}"; do [ -n "${needs[run]}" ] || alone+=("$run"); done
-submit "" "${alone[@]}"
-for teacher in "${alone[@]}"; do
-  students=()
-  for run in "${!runs[@]}"; do [ "${needs[run]}" != "$teacher" ] || students+=("$run"); done
-  submit "--dependency afterok:${job[${runs[teacher]}]} --kill-on-invalid-dep yes" "${students[@]}"
-done
-echo "submitted $submitted of ${#runs[@]} runs${ids:+ as jobs ${ids[*]}}, $((${#runs[@]} - submitted)) were queued already"
+submit ""
+for i in "${!runs[@]}"; do submit "$i" --dependency "afterok:${job[${lines[i]}]:-}" --kill-on-invalid-dep yes; done
+queued=$((${#runs[@]} - submitted))
+echo "submitted $submitted of ${#runs[@]} runs${ids:+ as jobs ${ids[*]}}, $queued were queued already"

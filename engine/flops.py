@@ -28,12 +28,12 @@ def training_macs(student, teacher=0, trained=0, scored=0, backward=1):
     return trained * (teacher + (1 + backward) * student) + scored * student
 
 
-def relative_cost(student, teacher, k, n, scored=True, backward=1):
+def relative_cost(student, teacher, k, n, scored=1.0, backward=1):
     """Cost of a batch of n of which k are kept, relative to ordinary distillation of all n.
 
-    student, teacher, backward: as above. scored: whether the student scores the batch first.
+    student, teacher, backward: as above. scored: the share of batches that the student scores first.
     """
-    cost = training_macs(student, teacher, k, n if scored else 0, backward)
+    cost = training_macs(student, teacher, k, n * scored, backward)
     return cost / training_macs(student, teacher, n, backward=backward)
 
 

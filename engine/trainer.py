@@ -42,6 +42,11 @@ class Trainer:
         for weights in model.parameters() if fp16 else ():  # torch leaves it unset if the first step overflows
             self.optimizer.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
 
+    def begin_epoch(self, epoch):
+        """Set the numbers that step() reads. Returns them: another tuple has the step recorded anew."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.args, epoch)
+        return (learning_rate(self.args, epoch),)
+
     def batches(self, epoch):
         """The epoch's randomness: a list, for each step the tensors that step() takes."""
         raise NotImplementedError
@@ -85,10 +90,13 @@ class TrainStep:
         self.trainer, self.meters = trainer, Meters(device)
         self.finite = torch.tensor(True, device=device)
         self.finite_steps = torch.tensor(0, device=device)  # before the first loss that is not finite
-        self.graphed = CUDAGraphed(self.run, trainer.args.batch_size)
+        self.graphed, self.numbers = CUDAGraphed(self.run, trainer.args.batch_size), None
 
-    def reset(self, partial):
+    def begin_epoch(self, epoch, partial):
         """Start an epoch, or resume one. The saved meters are those of all processes, so rank 0 alone gets them."""
+        before, self.numbers = self.numbers, self.trainer.begin_epoch(epoch)
+        if self.numbers != before:
+            self.graphed.reset()
         self.meters.reset(partial.meters if distributed.rank() == 0 else None)
         self.finite_steps.fill_(partial.step)
 
@@ -168,7 +176,7 @@ def fit(run, trainer, **result):
 
 def train(run, trainer):
     """The epochs of fit()."""
-    args, data, optimizer = trainer.args, trainer.data, trainer.optimizer
+    args, data = trainer.args, trainer.data
     steps = -(-len(data.train) // args.batch_size)
     evaluate, step = Evaluator(trainer.model, data.val, trainer.autocast), TrainStep(trainer)
     partial = PartialEpoch(**(run.restore(trainer) or {}))
@@ -178,11 +186,8 @@ def train(run, trainer):
         for epoch in range(first, args.epoch + 1):
             if epoch == first + 1:
                 reset_peak_memory(data.train.labels.device)  # cudnn has tried its algorithms, some in large workspaces
-            if optimizer.param_groups[0]["lr"] != learning_rate(args, epoch):
-                optimizer.param_groups[0]["lr"] = learning_rate(args, epoch)
-                step.graphed.reset()  # the recorded step has the old rate in it
             trainer.model.train()
-            step.reset(partial)
+            step.begin_epoch(epoch, partial)
             start = time.monotonic() - partial.seconds
             for i, batch in enumerate(trainer.batches(epoch)[partial.step :], partial.step):
                 step(*batch)
@@ -200,7 +205,7 @@ def train(run, trainer):
             end = time.monotonic()
             row["val/cls_loss"], row["val/cls_acc"], centers = evaluate()
             row |= {f"cost/{name}": value for name, value in trainer.end_epoch(epoch, step.meters, centers).items()}
-            row |= {"lr": optimizer.param_groups[0]["lr"], "train_seconds": end - start}
+            row |= {"lr": learning_rate(args, epoch), "train_seconds": end - start}
             row["val_seconds"] = time.monotonic() - end
             run.end_epoch(trainer, row)
             progress.epoch(row, run.best["val/cls_acc"])

@@ -3,22 +3,35 @@
 import csv
 import json
 import os
-from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import torch
 
 import student_v0
 import teacher
+from engine.run import make_config
 
 PARTS = [f"train/s_{part}_entropy" for part in ("select", "else", "all")]
 _counters = {}
 
 
-def settings_of(program, line):
+def config_of(program, line, teacher_arch=None):
     """What config.json holds of a command line."""
-    module = {"teacher.py": teacher, "student_v0.py": student_v0}[program]
-    args = vars(module.flags().parse_args(line.split()))
-    return {flag: str(value) if isinstance(value, Path) else value for flag, value in args.items()}
+    parser = {"teacher.py": teacher, "student_v0.py": student_v0}[program].make_parser()
+    args = parser.parse_args(line.split())
+    more = {"kind": "teacher", "arch": getattr(args, "arch", None)}
+    if teacher_arch:
+        more = {
+            "kind": "student",
+            "arch": args.student_arch,
+            "teacher_arch": teacher_arch,
+            "teacher_file": f"{args.teacher_path}/ckpt/{args.teacher_ckpt}.pth",
+            "teacher_sha256": f"of {args.teacher_path}",
+        }
+    with patch("engine.run.git_commit"):  # takes time
+        config = make_config(parser, args, torch.device("cpu"), "bf16", **more)
+    return {**config, "command": f"{program} {line}", "versions": None}
 
 
 def make_run(folder, program, line, teacher_arch=None, epochs=2, finished=True, images=0, **result):
@@ -27,25 +40,15 @@ def make_run(folder, program, line, teacher_arch=None, epochs=2, finished=True, 
     result: what of result.json differs from 70 % best and 69 % last.
     """
     folder.mkdir(parents=True)
-    settings = settings_of(program, line)
-    more = (
-        {"teacher_arch": teacher_arch, "teacher_sha256": f"of {settings.get('teacher_path')}"} if teacher_arch else {}
-    )
-    config = {
-        "command": f"{program} {line}",
-        "settings": settings,
-        "precision": "bf16",
-        "device": "CPU, 2 cores",
-        **more,
-    }
+    config = config_of(program, line, teacher_arch)
     (folder / "config.json").write_text(json.dumps(config))
-    rng = np.random.default_rng(settings["seed"])
+    rng = np.random.default_rng(config["settings"]["seed"])
     x = np.arange(1, epochs + 1) / epochs
     columns = {
         "epoch": range(1, epochs + 1),
         "val/cls_acc": 70 * x**0.3 + rng.normal(0, 0.5, epochs),
         "val/cls_loss": 3 - 2 * x**0.3 + rng.normal(0, 0.02, epochs),
-        **({name: (i + 1) * (2 - x) for i, name in enumerate(PARTS)} if settings.get("strategy") else {}),
+        **({name: (i + 1) * (2 - x) for i, name in enumerate(PARTS)} if config["settings"].get("strategy") else {}),
         **{f"train/other{i}": x for i in range(12)},
     }
     with (folder / "metrics.csv").open("w") as file:
@@ -57,7 +60,8 @@ def make_run(folder, program, line, teacher_arch=None, epochs=2, finished=True, 
     if finished:
         base = {
             "best_acc": 70.0, "best_epoch": epochs, "last_acc": 69.0, "epochs": epochs, "train_seconds": 100.0,
-            "teacher_queries": 0, "student_macs": 10, "train_macs": 5 * 10**12, "teacher_acc": None,
+            "images_per_second": 500.0, "teacher_queries": 0, "student_macs": 10, "train_macs": 5 * 10**12,
+            "teacher_acc": None,
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps({**base, **result}))
     return folder

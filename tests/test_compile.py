@@ -9,16 +9,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from faults import differences, flatten, outcome
 from test_programs import KD, distil, distiller_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import engine.compile
 import teacher
-from faults import differences, flatten, outcome
 from benchmarks.plain import PlainDistiller
-from models import load_model, model_dict
 from engine.compile import CUDAGraphed, freeze, resolve_compile
+from models import load_model, model_dict
 from utils import autocast
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(CUDAGraphed, "allowed", True)
+    monkeypatch.setattr(CUDAGraphed, "enabled", True)
     return made
 
 
@@ -116,13 +116,15 @@ def test_what_a_process_is_prepared_for(monkeypatch, backends, device, count, gr
         assert torch.backends.cudnn.benchmark
 
 
-@pytest.mark.parametrize("flags", ["", KD, "--other-distill AT --ce-weight 1"])
+@pytest.mark.parametrize("flags", ["", KD, "--other-distill AT --ce-weight 1", "--score-every 2"])
 def test_a_replayed_distillation_is_the_plain_one(trained_teacher, tmp_path, graphs, monkeypatch, flags):
     """All that a run leaves is the same to the bit, with a milestone and odd last batches."""
     quick = ("--train-limit 528 --val-limit 1100 --epoch 3 --milestones 2", flags)
     replayed = distil(trained_teacher, tmp_path / "replayed", *quick)
-    # training was recorded in epoch 1 and for the lower rate in epoch 3, validation in epoch 2; each warmed up first
-    assert [graph.replays for graph in graphs] == [16 - 3, 6 - 3, 8 - 3]
+    # training was recorded in epoch 1 and for the lower rate in epoch 3 (in each where every other scores), validation
+    # in epoch 2; each warmed up first
+    counts = [8 - 3, 8 - 3, 6 - 3, 8 - 3] if "score" in flags else [16 - 3, 6 - 3, 8 - 3]
+    assert [graph.replays for graph in graphs] == counts
     monkeypatch.undo()
     plain = distil(trained_teacher, tmp_path / "plain", *quick)
     assert outcome(replayed) and not differences(outcome(replayed), outcome(plain))
@@ -158,7 +160,7 @@ def losses(trained_teacher, precision, compilation, steps=20):
 def test_fast_and_plain_give_the_same_losses(trained_teacher):
     plain, fast = (losses(trained_teacher, "fp32", compilation) for compilation in ("off", "on"))
     assert len(set(plain.tolist())) == 20
-    torch.testing.assert_close(fast[0], plain[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(fast[0], plain[0], rtol=3e-5, atol=0)
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=0)
     halved = losses(trained_teacher, "bf16", "on")
     torch.testing.assert_close(halved[0], plain[0], rtol=0.05, atol=0)
@@ -171,7 +173,7 @@ def test_the_plain_loop_gives_the_same_losses(trained_teacher):
     teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
     student = model_dict["resnet8"]()
     plain = PlainDistiller(
-        copy.deepcopy(student), copy.deepcopy(teacher_model), distiller_of(student, None, SLOWLY).args
+        copy.deepcopy(student), copy.deepcopy(teacher_model), distiller_of(student, teacher_model, SLOWLY).args
     )
     channels_last = {"memory_format": torch.channels_last}
     distiller = distiller_of(student.to(**channels_last), teacher_model.to(**channels_last), SLOWLY, images=64 * 20)
@@ -179,7 +181,7 @@ def test_the_plain_loop_gives_the_same_losses(trained_teacher):
         images, labels, _ = distiller.data.train.batch(*batch[:3])
         plain.step(images.contiguous(), labels, *batch[3:])
         ours = distiller.step(*batch)
-        tolerance = 1e-5 if i == 0 else 1e-3
+        tolerance = 3e-5 if i == 0 else 1e-3
         assert ours["train/loss"][0].item() == pytest.approx(plain.statistics["loss"][i], rel=tolerance)
         entropy = ours["train/s_all_entropy"].mean().item()
         assert entropy == pytest.approx(plain.statistics["uncertainty"][i], rel=tolerance)

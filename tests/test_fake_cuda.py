@@ -18,12 +18,12 @@ import student_v0
 import teacher
 from engine.compile import place
 from engine.meters import Evaluator
-from engine.trainer import TrainStep
+from engine.trainer import PartialEpoch, TrainStep
 from models import model_dict
 from utils import autocast
 
 CUDA = torch.device("cuda", 0)
-METHODS = ("", "--strategy 2 --ce-weight 1", "--strategy 1 --other-distill SP", "--strategy 0 --k 8", "--kd-weight 0 "
+METHODS = ("", "--score-every 2", "--strategy 2 --ce-weight 1", "--strategy 1 --other-distill SP", "--strategy 0 --k 8", "--kd-weight 0 "
            "--other-distill AT")  # fmt: skip
 PRECISIONS = "bf16", "fp16", "fp32"
 CASES = [*zip(model_dict, cycle(METHODS), cycle(["fp16"])), ("ShuffleV1", "", "bf16"), ("ShuffleV1", "", "fp32")]
@@ -97,9 +97,10 @@ def split(n):
     return dataset.Split(images, labels, labels)
 
 
-def check_step(trainer, precision, batch):
+def check_step(trainer, precision, batch, epoch=1):
     step = TrainStep(trainer)
-    step.trainer.model.train()
+    trainer.model.train()
+    step.begin_epoch(epoch, PartialEpoch())
     with OnTheDevice(precision) as seen:
         step(*batch)
     assert seen.convolutions > 8
@@ -123,7 +124,7 @@ def test_distillation(fake, arch, method, precision):
         data = dataset.Data(split(8), split(5), None, 8)
         trainer = student_v0.Distiller(student, place(network, CUDA, cast).eval(), args, data, cast)
         lam, partner = torch.zeros((), device=CUDA), torch.zeros(8, dtype=torch.int64, device=CUDA)
-        check_step(trainer, precision, (*batch_of(8), lam, partner))
+        check_step(trainer, precision, (*batch_of(8), lam, partner), epoch=2)
     assert len(fake.updated) == len(list(student.parameters()))
     assert all(weights.device == grad.device == CUDA and weights.shape == grad.shape for weights, grad in fake.updated)
 

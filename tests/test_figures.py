@@ -13,7 +13,7 @@ import student_v0
 from reporting import figures, galleries, groups, results
 
 PAIR = "--teacher-path experiments/teacher_vgg13 --student-arch vgg8"
-PICTURES = {"computation", "curves", "uncertainty", "selection", "images", "batch"}
+PICTURES = {"computation", "curves", "uncertainty", "selection", "images", "method"}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def student(trained_teacher, tmp_path_factory):
 
 
 def read(folder):
-    return results.RunFolder.read(folder)
+    return results.RunFolder(folder)
 
 
 def group_of(*folders):
@@ -54,7 +54,7 @@ def test_every_picture_of_a_real_run(student, tmp_path):
 
 def test_held_out_images_were_never_to_be_selected(student):
     counts, places = galleries.selected(read(student), None)
-    data = dataset.load("synthetic", None, "cpu", 640, 200, 100, 0)
+    data = dataset.load("synthetic", None, "cpu", 640, 200).hold_out(100, 0)
     assert places.tolist() == data.train.indices.tolist()
     assert counts.tolist() == np.load(student / "counter.npy").sum(0)[places].tolist()
     assert np.load(student / "counter.npy").sum() == counts.sum() > 0
@@ -74,27 +74,27 @@ def test_most_and_least_selected(student, titles):
         assert counter[place] == (counts.max() if i < 10 else counts.min())
 
 
-def test_batch_is_what_the_programs_make_of_it(student, titles):
-    """The mixed images are those between the shown ones and their partners, by the shown mask; k of them are there."""
-    figure = galleries.batch(read(student), None)
-    cells = figure.axes[2:]
-    rows = [[np.asarray(axis.images[0].get_array(), float) for axis in cells[i : i + 12]] for i in (0, 12, 24, 36)]
-    weights = [float(axis.get_title()) for axis in cells[24:33]]
-    assert [axis.get_title() for axis in cells[33:36]] == ["", "", ""]
-    assert [axis.get_title() for axis in cells[21:24]] == ["dropped"] * 3
-    assert weights == sorted(weights) and weights[-1] > 0.4
-    for raw, partner, mask, mixed, weight in zip(*rows, weights):
-        assert np.ptp(mask) == 0 and mask.max() / 255 == pytest.approx(weight, abs=0.01)
-        np.testing.assert_allclose(mixed, (1 - weight) * raw + weight * partner, atol=3)
-    entropy = figure.axes[0].lines[0].get_ydata()
-    assert (np.diff(np.asarray(entropy)) <= 0).all() and len(entropy) == 64
+def test_method_shows_what_the_programs_make_of_a_batch(student):
+    """Entropy falls with rank; of 12 columns 9 are kept, mixed by the weights that the curve and the labels tell."""
+    figure = galleries.method(read(student), None)
+    top, mask, below = figure.axes
+    entropy, weights = top.lines[0].get_ydata(), mask.lines[0].get_ydata()
+    assert (np.diff(entropy) <= 0).all() and len(entropy) == 64
+    assert (np.diff(weights) > 0).all() and len(weights) == 48
+    ranks = top.get_xticks()[:9]
+    labels = [text.get_text() for text in below.texts]
+    assert [f"{100 * weights[rank]:.0f} %" for rank in ranks] == [text for text in labels if "%" in text]
+    shown = [np.asarray(image.get_array(), float) for image in below.images]
+    assert len(shown) == 9 * 3 + 3 and len(below.lines) == 3 * 2  # crossed out
+    for rank, raw, partner, mixed in zip(ranks, shown[0:27:3], shown[1:27:3], shown[2:27:3]):
+        np.testing.assert_allclose(mixed, (1 - weights[rank]) * raw + weights[rank] * partner, atol=3)
 
 
 def test_picture_undoes_normalizing():
     pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     split = dataset.Split(pixels, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     image = split.normalized(split.images)
-    assert (galleries.picture(image[0]) == pixels[0].numpy()).all()
+    assert (galleries.as_pixels(image[0]) == pixels[0].numpy()).all()
 
 
 def test_mean_and_spread_over_seeds(tmp_path):
@@ -155,14 +155,15 @@ def overlapping(figure):
 
 
 @pytest.mark.parametrize("students", [1, 5])
+@plt.rc_context(figures.STYLE)
 def test_texts_do_not_overlap(tmp_path, students):
-    long = "--other-distill SP --ce-weight 0.5 --kd-weight 0.25 --momentum 0.8 --milestones 100 120 130"
+    long = "--other-distill SP --ce-weight 0.5 --kd-weight 0.25 --momentum 0.8 --milestones 99 100 120 130 140 150 160"
     for i in range(students):
         for j, flags in enumerate(("", long, "--k 40 --T 2", "--train-limit 30000")):
             line = f"--teacher-path teacher_resnet32x4 --student-arch {('vgg8', 'vgg11', 'vgg13', 'vgg16', 'vgg19')[i]}"
             make_run(tmp_path / f"{i}{j}", "student_v0.py", f"{line} {flags}", "resnet32x4", 240, images=100)
     sections = groups.sections(groups.group(results.find([tmp_path])[0]))
-    styles = figures.style_of(sections)
+    styles = figures.plot_styles(sections)
     drawn = [
         figures.accuracy_against_computation(sections, styles),
         figures.curves(sections, styles),
@@ -174,7 +175,7 @@ def test_texts_do_not_overlap(tmp_path, students):
         assert overlapping(figure) == ([], [])
 
 
-def test_styles_differ_without_colour():
+def test_styles_differ_without_color():
     sections = [groups.Section(None, None, [], [(str(i), None) for i in range(30)])]
-    styles = figures.style_of(sections)
+    styles = figures.plot_styles(sections)
     assert len({(style["marker"], str(style["linestyle"])) for style in styles.values()}) == 30

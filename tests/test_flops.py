@@ -17,8 +17,9 @@ def test_published_computation(pair):
     ft, fs = (forward_macs(model_dict[arch]()) for arch in pair.split())
     assert 100 * relative_cost(fs, ft, 48, 64) == pytest.approx(PUBLISHED[pair], abs=0.35)
     assert relative_cost(fs, ft, 48, 64, backward=2) == pytest.approx(48 / 64 + 1 / (ft / fs + 3))
-    assert relative_cost(fs, ft, 64, 64, scored=False) == relative_cost(fs, ft, 64, 64, scored=False, backward=2) == 1
-    assert relative_cost(fs, ft, 48, 64, scored=False) == 0.75
+    assert relative_cost(fs, ft, 64, 64, scored=0) == relative_cost(fs, ft, 64, 64, scored=0, backward=2) == 1
+    assert relative_cost(fs, ft, 48, 64, scored=0) == 0.75
+    assert relative_cost(fs, ft, 48, 64, scored=1 / 5) == pytest.approx(0.75 + fs / (5 * (ft + 2 * fs)))
 
 
 def test_counting():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from faults import scalars
 from torchvision.datasets import CIFAR100
 
 import dataset
@@ -47,22 +48,6 @@ def read(folder):
     with (folder / "metrics.csv").open() as f:
         metrics = list(csv.DictReader(f))
     return json.loads((folder / "result.json").read_text()), metrics
-
-
-def scalars(folder):
-    """{tag: [(step, value), ...]} of the TensorBoard files, read by their own format: protobuf records."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = {}
-    for path in sorted((folder / "events").iterdir()):
-        content = path.read_bytes()
-        while content:
-            length = int.from_bytes(content[:8], "little")
-            event = Event.FromString(content[12 : 12 + length])
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-            content = content[16 + length :]
-    return found
 
 
 # -------------------------------------------------------------------------------------------------------- learning
@@ -260,6 +245,42 @@ def test_one_step_is_the_method(trained_teacher, flags):
     assert distiller.selected.nonzero()[:, 0].tolist() == sorted(indices[order[: args.b]].tolist())
 
 
+def test_between_scoring_epochs_an_image_has_its_last_score(trained_teacher):
+    """Ranked by place in the data set, not in the batch; the student sees nothing but what is kept."""
+    teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
+    student, seen = model_dict["resnet8"](), []
+    student.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    distiller = distiller_of(student, teacher_model, "--score-every 3", images=96)
+    scores = torch.full((96,), torch.nan)
+    for epoch in range(1, 6):
+        distiller.begin_epoch(epoch)
+        for batch in distiller.batches(epoch):
+            images, _, index = distiller.data.train.batch(*batch[:3])
+            distiller.selected.zero_()
+            seen.clear()
+            stats = distiller.step(*batch)
+            if epoch in (1, 4):
+                raw, (_, logits) = seen[0]
+                assert torch.equal(raw, images)
+                scores[index] = torch.distributions.Categorical(logits=logits).entropy()
+            assert len(seen) == 1 + (epoch in (1, 4)) and len(seen[-1][0]) == min(48, len(images))
+            assert ("train/s_all_entropy" in stats, "train/center_dist" in stats) == ((epoch in (1, 4)),) * 2
+            most = scores[index].argsort(descending=True)[:32]
+            assert distiller.selected.nonzero()[:, 0].tolist() == sorted(index[most].tolist())
+    assert not torch.equal(scores, torch.full((96,), torch.nan)) and distiller.scores.isfinite().all()
+
+
+def test_what_scoring_every_second_epoch_leaves(trained_teacher, tmp_path, capsys):
+    folder = distil(trained_teacher, tmp_path, "--score-every 2 --epoch 3")
+    result, metrics = read(folder)
+    assert "_scoreevery2" in folder.name
+    assert [bool(row["train/s_all_entropy"]) for row in metrics] == [True, False, True]
+    assert all(row["train/acc"] and row["train/t_entropy"] for row in metrics)
+    fs = ft = forward_macs(model_dict["resnet8"]())
+    assert result["train_macs"] == 3 * 480 * (ft + 2 * fs) + 2 * 640 * fs
+    assert f"computation {100 * (0.75 + fs / (2 * (ft + 2 * fs))):.1f} % of KD's" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flags", ["", KD, "--other-distill AT", "--other-distill SP", "--ce-weight 1"])
 def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     """Tensors of the meta device have no values: anything that would read one on the host raises."""
@@ -269,7 +290,10 @@ def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     distiller.student = distiller.ddp_student = distiller.model.to("meta")
     distiller.teacher = teacher_model.to("meta")
     distiller.optimizer = torch.optim.SGD(distiller.model.parameters(), 0.05)  # the fused one knows no such device
-    for owner, names in ((distiller, ("centers", "selected")), (distiller.data.train, vars(distiller.data.train))):
+    for owner, names in (
+        (distiller, ("centers", "selected", "scores")),
+        (distiller.data.train, vars(distiller.data.train)),
+    ):
         for name in names:
             setattr(owner, name, getattr(owner, name).to("meta"))
     stats = TrainStep(distiller).run(*(tensor.to("meta") for tensor in batch))
@@ -440,7 +464,7 @@ STUDENT_BAD_FLAGS = [
     "--k 0", "--k 65", "--b 0", "--b 65", "--w -1", "--T 0", "--kd-weight -1", "--ce-weight -1", "--kd-weight 0",
     "--strategy 4", "--strategy -1",
     "--w inf", "--T nan", "--other-distill FitNet", "--student-arch resnet9", "--teacher-arch resnet9",
-    "--batch-size 32", "--teacher-ckpt a/b", "--teacher-ckpt *",
+    "--batch-size 32", "--strategy 0 --score-every 2", "--score-every 0", "--teacher-ckpt a/b", "--teacher-ckpt *",
 ]  # fmt: skip
 
 

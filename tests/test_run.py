@@ -10,8 +10,18 @@ import torch
 
 import student_v0
 import teacher
+from engine.run import (
+    Run,
+    RunError,
+    arch_from_name,
+    find_checkpoint,
+    lock,
+    make_config,
+    name_suffix,
+    teacher_name,
+    write_file,
+)
 from models import CheckpointError
-from engine.run import Run, RunError, arch_from_name, find_checkpoint, lock, make_config, name_suffix, teacher_name, write_file
 
 
 def name(program, *flags):
@@ -36,7 +46,7 @@ EFFECTS = (  # every flag that changes a result, with a value that is not its de
 )
 STUDENT_EFFECTS = (
     "--k 40, --b 16, --w 1000, --w 10.5, --w 10.000001, --strategy 1, --T 2, --kd-weight 0.5, --ce-weight 0.5, "
-    "--other-distill AT, --other-distill SP, --teacher-ckpt last, --student-arch resnet8, "
+    "--score-every 5, --other-distill AT, --other-distill SP, --teacher-ckpt last, --student-arch resnet8, "
     "--teacher-path teacher_resnet32x4_seed1"
 )
 
@@ -174,7 +184,9 @@ def test_a_folder_is_not_shared_by_runs_of_other_settings(tmp_path):
 def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
     open_run(tmp_path / "run", config())
     new = config()
-    new["defaults"], new["effective_settings"] = ({**new[part], "new": 1} for part in ("defaults", "effective_settings"))
+    new["defaults"], new["effective_settings"] = (
+        {**new[part], "new": 1} for part in ("defaults", "effective_settings")
+    )
     open_run(tmp_path / "run", new)
     new["effective_settings"]["new"] = 2
     with pytest.raises(RunError, match="new 1, not 2"):

@@ -12,13 +12,13 @@ import pytest
 from conftest import ROOT
 from test_command import FAKE
 
-QUICK = "--dataset synthetic --train-limit 192 --val-limit 100 --epoch 3 --milestones 2 --gpu-id -1 --precision fp32"
+QUICK = "--dataset synthetic --train-limit 192 --val-limit 100 --epoch 5 --milestones 4 --gpu-id -1 --precision fp32"
 PYTHON = f"""#!/bin/sh
 # python, with which the published runs are small ones.
 [ "$1" != student_v0.py ] || set -- "$@" --teacher-path "$(echo "${{3%/}}"_epoch*)"
 OMP_NUM_THREADS=1 exec {sys.executable} "$@" {QUICK}
 """
-TEACHER, ALONE = "teacher_vgg13_lr0.05", "teacher_vgg8_lr0.05_seed0"
+TEACHER, ALONE = "teacher_resnet56", "alone_resnet20_seed0"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def repository(tmp_path):
     (root / "python").write_text(PYTHON)
     (root / "python").chmod(0o755)
     yield root
-    shutil.rmtree(root)  # half a gigabyte
+    shutil.rmtree(root)  # checkpoints
 
 
 class Cluster:
@@ -63,7 +63,7 @@ class Cluster:
         return result.stdout if code == 0 else result.stderr
 
     def submit(self, *flags, **more):
-        return self.run("bash", "command/slurm.sh", *flags, **{"ONLY": "vgg13:vgg8", **more})
+        return self.run("bash", "command/slurm.sh", *flags, **{"ONLY": "resnet56:resnet20", **more})
 
     def queue(self):
         """{(array, index): state}"""
@@ -110,7 +110,7 @@ def test_the_table_comes_out_whole(cluster):
     assert len(list(cluster.logs.glob("*.list"))) == 1
     (cluster.root / "command" / "command.sh").write_text("exit 1\n")  # what was submitted is frozen
 
-    cluster.wait("the first epoch", lambda: "epoch   1/3" in cluster.log(TEACHER))
+    cluster.wait("the first epoch", lambda: "epoch   1/5" in cluster.log(TEACHER))
     cluster.run("sbatch", "--partition", "high", "--cpus-per-task", "2", "--output", "/dev/null", "--wrap", "true")
     cluster.wait("saving", lambda: "stopped by SIGTERM" in cluster.log(TEACHER))
     cluster.wait("resuming", lambda: "resuming" in cluster.log(TEACHER))
@@ -120,12 +120,12 @@ def test_the_table_comes_out_whole(cluster):
     assert log.count("stopped by SIGTERM") == log.count("resuming") == 1
     results = sorted(path.parent for path in cluster.root.glob("experiments/*/result.json"))
     assert [folder.name.split("_epoch")[0] for folder in results] == [
-        "teacher_vgg13",
-        "teacher_vgg8",
-        "v0_student_vgg8_teacher_vgg13",
-        "v0_student_vgg8_teacher_vgg13",
+        "teacher_resnet20",
+        "teacher_resnet56",
+        "v0_student_resnet20_teacher_resnet56",
+        "v0_student_resnet20_teacher_resnet56",
     ]
-    assert all(json.loads((folder / "result.json").read_text())["epochs"] == 3 for folder in results)
+    assert all(json.loads((folder / "result.json").read_text())["epochs"] == 5 for folder in results)
     table = cluster.run(sys.executable, "report.py", "experiments").splitlines()
     assert len(table) == 2 + 4
 
@@ -141,7 +141,7 @@ def test_a_run_near_its_time_limit_is_queued_again(cluster):
     cluster.wait("saving", lambda: "saved" in cluster.log(ALONE))
     cluster.wait("a second start", lambda: cluster.log(ALONE).count("this is") == 2)
     assert cluster.log(ALONE).count(f"job {job}: ") == 2 and cluster.ran("TERM") == [
-        "teacher.py --arch vgg8 --lr 0.05 --seed 0"
+        "teacher.py --arch resnet20 --lr 0.05 --seed 0"
     ]
 
 
@@ -153,10 +153,10 @@ def test_cancelled_and_failed_runs_are_submitted_again_by_the_same_command(clust
     cluster.wait_until_empty()  # nothing is queued again
     assert cluster.ran("TERM") == cluster.ran("start") and cluster.log(TEACHER).endswith("saved\n")
 
-    assert cluster.submit(FAILS="--arch vgg13").startswith("submitted 4 of 4")
+    assert cluster.submit(FAILS="--arch resnet56").startswith("submitted 4 of 4")
     cluster.wait_until_empty()  # the students of a failed teacher are cancelled
-    assert cluster.ran("end") == ["teacher.py --arch vgg8 --lr 0.05 --seed 0"]
-    assert cluster.log(TEACHER).endswith("error: broken\n") and len(list(cluster.logs.glob("student*"))) == 0
+    assert cluster.ran("end") == ["teacher.py --arch resnet20 --lr 0.05 --seed 0"]
+    assert cluster.log(TEACHER).endswith("error: broken\n") and not list(cluster.logs.glob("*_resnet56_resnet20*"))
 
     assert cluster.submit().startswith("submitted 4 of 4")
     cluster.wait_until_empty()
