@@ -84,11 +84,11 @@ def add_shared_flags(parser):
     add("--gpu-id", type=number(int, -1, MANY), metavar="ID",
         help="index among the visible GPUs; -1: the CPU (the first visible GPU, else the CPU)")
     add("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto",
-        help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively, fp16 with a "
-        "scaled loss on GPUs that have tensor cores for that alone)")
+        help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively, fp16 on "
+        "GPUs of before it that have tensor cores, else fp32)")
     add("--compile", choices=("auto", "on", "off"), default="auto",
-        help="compile the frozen teacher and the trained network (auto: the teacher, in runs long enough for it to pay); "
-        "off: use no CUDA graphs either")
+        help="compile the frozen teacher and the trained network (auto: the teacher alone, in runs long enough for it "
+        "to pay); off: use no CUDA graphs either")
     add("--sync-bn", action="store_true", help="over several GPUs: batch norm over the whole batch (off: over a part)")
     add("--experiments", type=Path, default=Path("experiments"), metavar="DIR", help="of all runs (./experiments)")
     add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",
@@ -186,9 +186,10 @@ def choose_device(parser, gpu_id):
     except (RuntimeError, torch.cuda.DeferredCudaCallError) as e:
         reason = str(e).splitlines()[0]
         if "no kernel image" in reason:
-            card = f"{torch.cuda.get_device_name(device)}, sm_{''.join(map(str, torch.cuda.get_device_capability(device)))}"
-            reason = f"{card}: torch {torch.__version__} has kernels for {' '.join(torch.cuda.get_arch_list())}; an older "
-            reason += "card needs a torch for an older CUDA, a newer one a newer torch, see https://pytorch.org/get-started"
+            name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+            known = f"torch {torch.__version__} has kernels for {' '.join(torch.cuda.get_arch_list())}"
+            remedy = "a card older than these takes a torch built for an older CUDA, a newer card a newer torch"
+            reason = f"{name} is an sm_{major}{minor}, this {known}; {remedy}: https://pytorch.org/get-started"
         parser.error(f"argument --gpu-id: GPU {device.index} cannot be used ({reason}); -1 is the CPU")
     return device
 

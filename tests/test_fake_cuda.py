@@ -23,8 +23,14 @@ from models import model_dict
 from utils import autocast
 
 CUDA = torch.device("cuda", 0)
-METHODS = ("", "--score-every 2", "--strategy 2 --ce-weight 1", "--strategy 1 --other-distill SP", "--strategy 0 --k 8", "--kd-weight 0 "
-           "--other-distill AT")  # fmt: skip
+METHODS = (
+    "",
+    "--score-every 2",
+    "--strategy 2 --ce-weight 1",
+    "--strategy 1 --other-distill SP",
+    "--strategy 0 --k 8",
+    "--kd-weight 0 --other-distill AT",
+)
 PRECISIONS = "bf16", "fp16", "fp32"
 CASES = [*zip(model_dict, cycle(METHODS), cycle(["fp16"])), ("ShuffleV1", "", "bf16"), ("ShuffleV1", "", "fp32")]
 
@@ -35,7 +41,8 @@ class OnTheDevice(TorchDispatchMode):
 
     def __init__(self, precision):
         super().__init__()
-        self.dense, self.convolutions = {"fp16": 1, "fp32": 3}.get(precision), 0  # the dimension that is dense in memory
+        self.dense = {"fp16": 1, "fp32": 3}.get(precision)  # the dimension whose neighbors are neighbors in memory
+        self.convolutions = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
