@@ -117,7 +117,7 @@ class Selector(NamedTuple):
         """Rank, mix and keep.
 
         images: (n, ...) floating, n <= batch_size, in random order. scores: (n,) the student's uncertainty of each,
-        None where none is needed. lam: () the batch's lambda. partner: (n,) int64, a random permutation of the batch.
+        ignored by strategy 0. lam: () the batch's lambda. partner: (n,) int64, a random permutation of the batch.
         Returns a Selection of min(k, n) images.
         """
         n = len(images)

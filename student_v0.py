@@ -109,32 +109,33 @@ class Distiller(Trainer):
 
     def __init__(self, student, teacher, args, data, autocast):
         super().__init__(student, args, data, autocast)
-        self.student, self.ddp_student, self.teacher = self.model, distributed.wrap_ddp(self.model), teacher
-        self.macs = forward_macs(student), forward_macs(teacher)
+        self.student, self.teacher = self.model, teacher  # the student as it scores
+        self.ddp_student = distributed.wrap_ddp(self.model)  # and as it trains
+        self.student_macs, self.teacher_macs = forward_macs(student), forward_macs(teacher)
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
         self.scoring = self.selector.needs_scores  # in this epoch
         if self.compile == "all":
             self.student = self.ddp_student = compile_network(student, {args.batch_size, args.k})
         if self.compile != "none":
-            some = data.train.images[: args.k // distributed.world_size()]
-            self.teacher = freeze(teacher, data.train.normalized(some), autocast)
+            example = data.train.normalized(data.train.images[: args.k // distributed.world_size()])
+            self.teacher = freeze(teacher, example, autocast)
         device = data.train.labels.device
         # mean pooled features of the classes by the student, from the last validation; none before the first
         self.centers = torch.full((dataset.NUM_CLASSES, pooled_size(student)), math.nan, device=device)
         self.scores = torch.zeros(data.train_size, device=device)  # of each image, when it was last scored
-        self.selected = torch.zeros(data.train_size, dtype=torch.uint8, device=device)  # in this epoch
-        self.counter = torch.zeros(0, data.train_size, dtype=torch.uint8)  # in those before
+        # whether an image was among the b most uncertain of its batch, in this epoch and in those before (counter.npy)
+        self.most_uncertain = torch.zeros(data.train_size, dtype=torch.uint8, device=device)
+        self.counter = torch.zeros(0, data.train_size, dtype=torch.uint8)
 
     def begin_epoch(self, epoch):
         self.scoring = self.selector.needs_scores and (epoch - 1) % self.args.score_every == 0
         return (*super().begin_epoch(epoch), self.scoring)
 
     def batches(self, epoch):
-        args, train = self.args, self.data.train
-        rng = dataset.generator(args.seed, epoch, dataset.MIXING)
-        lam, partner = (tensor.to(train.labels.device) for tensor in draw_mixing(len(train), args.batch_size, rng))
-        batches = train.batches(args.batch_size, args.seed, epoch)
-        return [(*batch, *mixing) for batch, *mixing in zip(batches, lam, partner.split(args.batch_size))]
+        args, train, device = self.args, self.data.train, self.scores.device
+        lam, partner = draw_mixing(len(train), args.batch_size, dataset.generator(args.seed, epoch, dataset.MIXING))
+        mixing = zip(lam.to(device), partner.to(device).split(args.batch_size))
+        return [(*batch, *mix) for batch, mix in zip(train.batches(args.batch_size, args.seed, epoch), mixing)]
 
     def step(self, chosen, offsets, flips, lam, partner):
         """chosen, offsets, flips: see Split.batch. lam: (), partner: (n,), see draw_mixing."""
@@ -150,7 +151,7 @@ class Distiller(Trainer):
 
         # 2. rank, mix, keep k: the most uncertain come first; the surer an image, the more of its partner is in it
         selection = self.selector(images, self.scores[index], lam, partner)
-        self.selected.index_fill_(0, index[selection.rank[: args.b]], 1)
+        self.most_uncertain.index_fill_(0, index[selection.rank[: args.b]], 1)
         mine = distributed.shard(selection)  # one process: all of it
 
         # 3. distill: teacher and student see the kept images only
@@ -167,45 +168,49 @@ class Distiller(Trainer):
             loss = loss + weight * feature_loss(s_features, t_features)
         self.update(loss)
 
-        # 4. log: the student on the raw images if it scored them, else on the kept ones
-        stats = {"train/loss": loss.detach().expand(len(mine.kept))}
-        groups = {}
+        # 4. log: the student on the raw images if it scores them, on the kept ones if it never does
+        stats = {"train/loss": loss.detach().expand(len(mine.kept))}  # a value a sample, as Meters weights it
+        stats |= {f"train/t_{name}": values for name, values in confidences(log_softmax(t_logits)).items()}
+        measures, groups = {}, {}
         if self.scoring:
             stats["train/acc"] = correct(raw_logits, labels)[mine.rank]
             stats["train/center_dist"] = self.center_dist(raw_features[-1], labels)[mine.kept]
-            student = confidences(raw_log_p)
+            measures = confidences(raw_log_p)
             groups = {"s_select": mine.kept, "s_else": mine.rank[len(mine.kept) :], "s_all": mine.rank}
         else:
             stats["train/acc"] = correct(s_logits, labels[mine.kept])
         if not self.selector.needs_scores:
             stats["train/center_dist"] = self.center_dist(s_features[-1], labels[mine.kept])
-            student = confidences(log_softmax(s_logits))
-            groups = {"s_select": slice(None)} | ({"s_all": slice(None)} if args.k == args.batch_size else {})
-        for name, values in confidences(log_softmax(t_logits)).items():
-            stats[f"train/t_{name}"] = values
+            measures = confidences(log_softmax(s_logits))
+            groups = dict.fromkeys(("s_select", "s_all") if args.k == args.batch_size else ("s_select",), slice(None))
         for group, rows in groups.items():
-            stats |= {f"train/{group}_{name}": values[rows] for name, values in student.items()}
+            stats |= {f"train/{group}_{name}": values[rows] for name, values in measures.items()}
         return stats
 
     def center_dist(self, pooled, labels):
         """(m,) float32 distances of pooled features, (m, D), to the centers of their classes."""
         return (pooled.detach().float() - self.centers[labels]).norm(dim=1)
 
-    def end_epoch(self, epoch, meters, centers):
+    def end_epoch(self, centers):
         self.centers.copy_(centers)
-        self.counter = torch.cat([self.counter, self.selected.cpu()[None]])
-        self.selected.zero_()
-        n, scored_epochs = len(self.data.train), -(-epoch // self.args.score_every) * self.selector.needs_scores
-        return cost_so_far(*self.macs, epoch * meters.counts["train/t_entropy"], scored_epochs * n, epoch * n)
+        self.counter = torch.cat([self.counter, self.most_uncertain.cpu()[None]])
+        self.most_uncertain.zero_()
+
+    def cost(self, epochs):
+        args, n = self.args, len(self.data.train)
+        whole, rest = divmod(n, args.batch_size)
+        kept = whole * args.k + min(rest, args.k)
+        scored_epochs = math.ceil(epochs / args.score_every) if self.selector.needs_scores else 0
+        return cost_so_far(self.student_macs, self.teacher_macs, epochs * kept, scored_epochs * n, epochs * n)
 
     def state(self):
-        own = {"counter": self.counter, "selected": self.selected, "centers": self.centers, "scores": self.scores}
+        own = {name: getattr(self, name) for name in ("counter", "most_uncertain", "centers", "scores")}
         return super().state() | own
 
     def load_state(self, state):
         super().load_state(state)
         self.counter = state["counter"]
-        for name in ("selected", "centers", "scores"):
+        for name in ("most_uncertain", "centers", "scores"):
             getattr(self, name).copy_(state[name])
 
     def files(self):
@@ -229,8 +234,12 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     student = model_dict[args.student_arch](num_classes=dataset.NUM_CLASSES)
     check_feature_loss(parser, args, student, teacher)
-    of_teacher = {"teacher_arch": checkpoint["arch"], "teacher_file": str(path), "teacher_sha256": file_sha256(path)}
-    config = make_config(parser, args, device, precision, kind="student", arch=args.student_arch, **of_teacher)
+    teacher_config = {
+        "teacher_arch": checkpoint["arch"],
+        "teacher_file": str(path),
+        "teacher_sha256": file_sha256(path),
+    }
+    config = make_config(parser, args, device, precision, kind="student", arch=args.student_arch, **teacher_config)
     run = Run(args, run_name(args, config), config)
     if run.finished():
         return run.summarize()
@@ -243,8 +252,8 @@ def main(argv=None):
     print(f"teacher {checkpoint['arch']} ({path}): {teacher_acc:.2f} % on the validation images")
     warn_of_seen_holdout(args, checkpoint.get("settings"))
     trainer = Distiller(student, teacher, args, data, cast)
-    print(cost_line(args, *trainer.macs))
-    fit(run, trainer, teacher_acc=teacher_acc, student_macs=trainer.macs[0], teacher_macs=trainer.macs[1])
+    print(cost_line(args, trainer.student_macs, trainer.teacher_macs))
+    fit(run, trainer, teacher_acc=teacher_acc, student_macs=trainer.student_macs, teacher_macs=trainer.teacher_macs)
 
 
 def load_teacher(args):

@@ -50,8 +50,8 @@ class TeacherTrainer(Trainer):
         self.update(losses.mean())
         return {"train/cls_loss": losses.detach(), "train/cls_acc": correct(logits, labels)}
 
-    def end_epoch(self, epoch, meters, centers):
-        return cost_so_far(self.macs, trained=epoch * len(self.data.train))
+    def cost(self, epochs):
+        return cost_so_far(self.macs, trained=epochs * len(self.data.train))
 
 
 def main(argv=None):

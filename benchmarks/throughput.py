@@ -34,11 +34,11 @@ import dataset
 import student_v0
 import teacher
 from benchmarks.plain import PlainClassifier, PlainDistiller, batches
-from engine.compile import setup_backend
+from engine.compile import place, setup_backend
 from engine.flops import forward_macs, training_macs
 from engine.trainer import TrainStep
 from models import model_dict
-from utils import Parser, autocast, choose_device, choose_precision, number, peak_memory, run_main
+from utils import HALVES, Parser, autocast, choose_device, choose_precision, number, peak_memory, run_main
 
 ROOT = Path(__file__).parent.parent
 PAIRS = ("wrn_40_2:wrn_16_2", "resnet32x4:resnet8x4", "vgg13:MobileNetV2", "resnet56:resnet20")
@@ -54,12 +54,12 @@ WARM_UP = 8  # steps before each round: compile, record a graph, use up what the
 
 
 def arguments(method, pair, compilation="auto"):
-    """A program's arguments. compilation: of --compile; "auto" decides as in a run of 240 epochs."""
+    """A program's arguments. compilation: of --compile; "auto" decides as in a run of 240 epochs of all images."""
     teacher_arch, student_arch = pair.split(":")
+    shared = f"--compile {compilation} --epoch {240 * 50_000 // IMAGES}"
     if METHODS[method] is None:
-        return teacher.make_parser().parse_args(["--arch", teacher_arch, "--compile", compilation])
-    flags = f"--student-arch {student_arch} --compile {compilation} {METHODS[method]}"
-    return student_v0.make_parser().parse_args(flags.split())
+        return teacher.make_parser().parse_args(f"--arch {teacher_arch} {shared}".split())
+    return student_v0.make_parser().parse_args(f"--student-arch {student_arch} {shared} {METHODS[method]}".split())
 
 
 def networks(pair):
@@ -68,16 +68,16 @@ def networks(pair):
     return [model_dict[arch]() for arch in pair.split(":")]
 
 
-def our_step(device, method, pair, precision="fp32", compilation="auto"):
+def our_step(device, method, pair, precision="fp32", compilation="auto", graphs=True):
     """A function without arguments: the programs' own step, data included."""
     args = arguments(method, pair, compilation)
-    setup_backend(device, graphs=compilation != "off")
+    setup_backend(device, graphs=graphs)
     data, cast = dataset.load("synthetic", None, device, IMAGES, 1), autocast(device, precision)
     teacher_model, student = networks(pair)
     if METHODS[method] is None:
         trainer = teacher.TeacherTrainer(teacher_model, args, data, cast)
     else:
-        teacher_model.to(device, memory_format=torch.channels_last).eval()
+        teacher_model = place(teacher_model, device, cast).eval()
         trainer = student_v0.Distiller(student, teacher_model, args, data, cast)
     step = TrainStep(trainer)
     steps = (batch for epoch in itertools.count(1) for batch in trainer.batches(epoch))
@@ -161,7 +161,8 @@ def matmul_rate(device, dtype):
 
 
 def table(args, precision, device):
-    limits = {name: matmul_rate(device, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    dtypes = {"fp32": torch.float32, precision: HALVES.get(precision, torch.float32)}
+    limits = {name: matmul_rate(device, dtype) for name, dtype in dtypes.items()}
     print(", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits.items()), end="")
     print(f"; median of {args.rounds} rounds of {args.steps} steps, batch {BATCH}\n")
     print(f"{'':32}{'images/s':>19}{'':18}{'ms/step':>9}{'of limit':>19}{'peak memory, MB':>18}")
@@ -169,7 +170,7 @@ def table(args, precision, device):
     for pair in args.pairs:
         sides = {}
         for method in args.methods:
-            sides[method, "ours"] = Side(our_step, device, method, pair, precision, args.compile)
+            sides[method, "ours"] = Side(our_step, device, method, pair, precision, args.compile, args.compile != "off")
             sides[method, "plain"] = Side(plain_step, device, method, pair)
         taken = {name: [] for name in sides}
         for _ in range(args.rounds):
@@ -225,7 +226,12 @@ def main():
     add = parser.add_argument
     add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=" ".join(METHODS))
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="ours; the plain loop's is fp32 (auto)")
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="ours; the plain loop's is fp32 (auto)",
+    )
     add("--compile", choices=("auto", "on", "off"), default="auto", help="as a run of 240 epochs takes it (auto)")
     add("--rounds", type=number(int, 1, 1000), default=3)
     add("--steps", type=number(int, 1, 1000), default=10, help="a round (10)")

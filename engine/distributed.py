@@ -1,6 +1,7 @@
 """One run over several processes, as torchrun starts them: who this one is, and what they exchange.
 
 All processes hold the same data and draw the same randomness, so each makes the whole batch and trains on its shard.
+(They rank alike where their hardware rounds alike; otherwise near-ties may fall to two of them, or to none.)
 A program started by itself is a world of one: nothing is exchanged. Functions that communicate must be called by all.
 """
 

@@ -10,50 +10,45 @@ from models import pooled_size
 
 
 class Meters:
-    """Means over an epoch. The sums stay on the device, each in its own buffer; reading them synchronizes once."""
+    """Means over an epoch. Sums and counts stay on the device, each in its buffer; reading them synchronizes once."""
 
     def __init__(self, device=None):
-        self.device, self.sums, self.counts = device, {}, {}
+        self.device, self.buffers = device, {}
 
     def add(self, stats):
-        """The device's half of adding {name: (m,) tensor, one value a sample}; update_counts() is the host's."""
+        """stats: {name: (m,) tensor, one value a sample}."""
+        buffers = [self.buffer(name) for name in stats]
         totals = [values.detach().sum(dtype=torch.float64) for values in stats.values()]
-        torch._foreach_add_([self.buffer(name) for name in stats], totals)
-
-    def update_counts(self, stats):
-        for name, values in stats.items():
-            self.counts[name] = self.counts.get(name, 0) + len(values)
+        torch._foreach_add_([buffer[0] for buffer in buffers], totals)
+        torch._foreach_add_([buffer[1] for buffer in buffers], [float(len(values)) for values in stats.values()])
 
     def means(self):
         """{name: mean}; a name without values has none."""
-        sums, counts = self.state()
-        return {name: sums[name] / counts[name] for name in sums if counts.get(name)}
+        return {name: total / count for name, (total, count) in self.state().items() if count}
 
     def reduce(self):
-        """Add in what the other processes have counted, so that these are the meters of all."""
-        if distributed.world_size() == 1:
-            return
-        states = distributed.all_gather_object(self.state())
-        names = dict.fromkeys(name for sums, _ in states for name in sums)
-        self.reset([{name: sum(part.get(name, 0) for part in parts) for name in names} for parts in zip(*states)])
+        """Add what the other processes have counted, under the same names, so that these are the meters of all."""
+        if self.buffers and distributed.world_size() > 1:
+            buffers = [self.buffers[name] for name in sorted(self.buffers)]
+            reduced = torch.stack(buffers)
+            distributed.all_reduce_(reduced)
+            torch._foreach_copy_(buffers, list(reduced))
 
     def state(self):
-        """({name: sum}, {name: count}), plain numbers."""
-        sums = torch.stack(list(self.sums.values())).tolist() if self.sums else []
-        return dict(zip(self.sums, sums)), self.counts
+        """{name: [sum, count]}, plain numbers."""
+        return dict(zip(self.buffers, torch.stack(list(self.buffers.values())).tolist())) if self.buffers else {}
 
     def reset(self, state=None):
         """Start from nothing, or from what state() returned."""
-        sums, counts = state or ({}, {})
-        self.counts = {**counts}
-        for name in {**self.sums, **sums}:
-            self.buffer(name).fill_(sums.get(name, 0))
+        state = state or {}
+        for name in {**self.buffers, **state}:
+            self.buffer(name).copy_(torch.tensor(state.get(name, [0.0, 0.0]), dtype=torch.float64))
 
     def buffer(self, name):
-        """The () float64 tensor of a sum, which keeps its memory (see engine.compile)."""
-        if name not in self.sums:
-            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
-        return self.sums[name]
+        """The (2,) float64 tensor of a sum and its count, which keeps its memory (see engine.compile)."""
+        if name not in self.buffers:
+            self.buffers[name] = torch.zeros(2, dtype=torch.float64, device=self.device)
+        return self.buffers[name]
 
 
 def correct(logits, labels):
@@ -84,20 +79,18 @@ class Evaluator:
         with self.autocast():
             features, logits = self.model(self.split.normalized(images), is_feat=True)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        stats = {"loss": losses, "acc": correct(logits, labels)}
-        self.meters.add(stats)
+        self.meters.add({"loss": losses, "acc": correct(logits, labels)})
         members = (labels == self.classes[:, None]).float()
         self.feature_sums.addmm_(members, features[-1].float())
-        return stats
 
     @torch.no_grad()
     def __call__(self):
         distributed.broadcast_buffers(self.model)
         self.model.eval()
-        self.meters.reset()
+        self.meters.reset({"loss": [0, 0], "acc": [0, 0]})  # also where a process has no image
         self.feature_sums.zero_()
         for batch in zip(self.split.images.split(self.BATCH), self.split.labels.split(self.BATCH)):
-            self.meters.update_counts(self.add(*batch))
+            self.add(*batch)
         self.meters.reduce()
         distributed.all_reduce_(self.feature_sums)
         means = self.meters.means()

@@ -39,7 +39,9 @@ class Trainer:
         with autocast():
             fp16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)  # keeps the in-place contract with fused SGD
-        for weights in model.parameters() if fp16 else ():  # torch leaves it unset if the first step overflows
+        for weights in (
+            model.parameters() if fp16 else ()
+        ):  # torch leaves any memory in it where the first step overflows
             self.optimizer.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
 
     def begin_epoch(self, epoch):
@@ -65,8 +67,11 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def end_epoch(self, epoch, meters, centers):
-        """Called after validation, which gave the class centers. Returns what the run has cost: flops.cost_so_far."""
+    def end_epoch(self, centers):
+        """Called after validation, which gave the class centers."""
+
+    def cost(self, epochs):
+        """What so many epochs cost: see flops.cost_so_far."""
         raise NotImplementedError
 
     def state(self):
@@ -93,11 +98,12 @@ class TrainStep:
         self.graphed, self.numbers = CUDAGraphed(self.run, trainer.args.batch_size), None
 
     def begin_epoch(self, epoch, partial):
-        """Start an epoch, or resume one. The saved meters are those of all processes, so rank 0 alone gets them."""
+        """Start an epoch, or resume one."""
         before, self.numbers = self.numbers, self.trainer.begin_epoch(epoch)
         if self.numbers != before:
             self.graphed.reset()
-        self.meters.reset(partial.meters if distributed.rank() == 0 else None)
+        saved = partial.meters or {}  # those of all processes, so rank 0 alone takes them up
+        self.meters.reset(saved if distributed.rank() == 0 else {name: [0, 0] for name in saved})
         self.finite_steps.fill_(partial.step)
 
     def run(self, *batch):
@@ -105,10 +111,9 @@ class TrainStep:
         self.meters.add(stats)
         self.finite.logical_and_(stats[f"{self.trainer.tag}loss"].isfinite().all())
         self.finite_steps.add_(self.finite)
-        return stats
 
     def __call__(self, *batch):
-        self.meters.update_counts(self.graphed(*batch))
+        self.graphed(*batch)
 
 
 @dataclass
@@ -117,7 +122,7 @@ class PartialEpoch:
 
     step: int = 0
     seconds: float = 0.0
-    meters: tuple | None = None
+    meters: dict | None = None
 
 
 class StopRequest:
@@ -204,7 +209,8 @@ def train(run, trainer):
             row = {name: mean for name, mean in step.meters.means().items() if not math.isnan(mean)}  # no center yet
             end = time.monotonic()
             row["val/cls_loss"], row["val/cls_acc"], centers = evaluate()
-            row |= {f"cost/{name}": value for name, value in trainer.end_epoch(epoch, step.meters, centers).items()}
+            row |= {f"cost/{name}": value for name, value in trainer.cost(epoch).items()}
+            trainer.end_epoch(centers)
             row |= {"lr": learning_rate(args, epoch), "train_seconds": end - start}
             row["val_seconds"] = time.monotonic() - end
             run.end_epoch(trainer, row)

@@ -20,6 +20,7 @@ from engine.compile import place
 from engine.meters import Evaluator
 from engine.trainer import PartialEpoch, TrainStep
 from models import model_dict
+from models.shufflenet import channel_shuffle
 from utils import autocast
 
 CUDA = torch.device("cuda", 0)
@@ -134,6 +135,20 @@ def test_distillation(fake, arch, method, precision):
         check_step(trainer, precision, (*batch_of(8), lam, partner), epoch=2)
     assert len(fake.updated) == len(list(student.parameters()))
     assert all(weights.device == grad.device == CUDA and weights.shape == grad.shape for weights, grad in fake.updated)
+
+
+class OnAGPU(torch.Tensor):
+    """A tensor of a CPU that says it is elsewhere."""
+
+    device = CUDA
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_shuffle_keeps_the_memory_format(memory_format):
+    x = torch.randn(2, 12, 4, 4).to(memory_format=memory_format)
+    shuffled = channel_shuffle(x.as_subclass(OnAGPU), 3)
+    assert shuffled.is_contiguous(memory_format=memory_format)
+    assert torch.equal(shuffled.as_subclass(torch.Tensor), torch.nn.functional.channel_shuffle(x, 3))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

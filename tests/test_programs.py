@@ -242,7 +242,7 @@ def test_one_step_is_the_method(trained_teacher, flags):
         torch.testing.assert_close(stats[name].mean(), values.mean(), rtol=1e-4, atol=1e-4, msg=name)
         counts = {"s_else": len(dropped), "s_all": 64, "acc": 64}
         assert len(stats[name]) == counts.get(name[6:].rsplit("_", 1)[0], args.k)
-    assert distiller.selected.nonzero()[:, 0].tolist() == sorted(indices[order[: args.b]].tolist())
+    assert distiller.most_uncertain.nonzero()[:, 0].tolist() == sorted(indices[order[: args.b]].tolist())
 
 
 def test_between_scoring_epochs_an_image_has_its_last_score(trained_teacher):
@@ -256,7 +256,7 @@ def test_between_scoring_epochs_an_image_has_its_last_score(trained_teacher):
         distiller.begin_epoch(epoch)
         for batch in distiller.batches(epoch):
             images, _, index = distiller.data.train.batch(*batch[:3])
-            distiller.selected.zero_()
+            distiller.most_uncertain.zero_()
             seen.clear()
             stats = distiller.step(*batch)
             if epoch in (1, 4):
@@ -266,7 +266,7 @@ def test_between_scoring_epochs_an_image_has_its_last_score(trained_teacher):
             assert len(seen) == 1 + (epoch in (1, 4)) and len(seen[-1][0]) == min(48, len(images))
             assert ("train/s_all_entropy" in stats, "train/center_dist" in stats) == ((epoch in (1, 4)),) * 2
             most = scores[index].argsort(descending=True)[:32]
-            assert distiller.selected.nonzero()[:, 0].tolist() == sorted(index[most].tolist())
+            assert distiller.most_uncertain.nonzero()[:, 0].tolist() == sorted(index[most].tolist())
     assert not torch.equal(scores, torch.full((96,), torch.nan)) and distiller.scores.isfinite().all()
 
 
@@ -291,13 +291,14 @@ def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     distiller.teacher = teacher_model.to("meta")
     distiller.optimizer = torch.optim.SGD(distiller.model.parameters(), 0.05)  # the fused one knows no such device
     for owner, names in (
-        (distiller, ("centers", "selected", "scores")),
+        (distiller, ("centers", "most_uncertain", "scores")),
         (distiller.data.train, vars(distiller.data.train)),
     ):
         for name in names:
             setattr(owner, name, getattr(owner, name).to("meta"))
-    stats = TrainStep(distiller).run(*(tensor.to("meta") for tensor in batch))
-    assert all(values.device.type == "meta" and not values.requires_grad for values in stats.values())
+    step = TrainStep(distiller)
+    step.run(*(tensor.to("meta") for tensor in batch))
+    assert step.meters.buffers and all(buffer.device.type == "meta" for buffer in step.meters.buffers.values())
 
 
 def test_a_teacher_s_step_and_validation_never_ask_either():
@@ -313,11 +314,12 @@ def test_a_teacher_s_step_and_validation_never_ask_either():
                 setattr(owner, name, value.to("meta"))
     trainer.ddp_model = evaluator.model = trainer.model.to("meta")
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), 0.05)
-    stats = TrainStep(trainer).run(*(tensor.to("meta") for tensor in batch))
+    step = TrainStep(trainer)
+    step.run(*(tensor.to("meta") for tensor in batch))
     with torch.no_grad():
-        stats |= evaluator.add_batch(evaluator.split.images, evaluator.split.labels)
-    assert len(stats) == 4
-    assert all(values.device.type == "meta" and not values.requires_grad for values in stats.values())
+        evaluator.add_batch(evaluator.split.images, evaluator.split.labels)
+    buffers = {**step.meters.buffers, **evaluator.meters.buffers}
+    assert len(buffers) == 4 and all(buffer.device.type == "meta" for buffer in buffers.values())
 
 
 def test_the_best_weights_are_tested_as_such(trained_teacher, tmp_path):

@@ -50,7 +50,10 @@ from models import model_dict
 student, teacher = model_dict["resnet8"](), model_dict["resnet8"]().eval()
 loader = [(torch.randn(64, 3, 32, 32), torch.zeros(64, dtype=torch.int64))]
 """
-    after = "print(len(kept.images), len(target), student.conv1.weight.grad.norm() > 0, teacher.conv1.weight.grad)"
+    after = """
+loss.backward()
+print(len(batch.images), len(target), student.conv1.weight.grad.norm() > 0, teacher.conv1.weight.grad)
+"""
     assert run(before + loop + after, tmp_path) == "48 48 tensor(True) None\n"
 
 

@@ -5,11 +5,14 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
+import dataset
+import engine.trainer
 import teacher
 import utils
 from models import model_dict
@@ -90,6 +93,20 @@ def test_peak_memory_is_of_the_past():
         command = [sys.executable, "-c", f"{begin}{code}print(utils.peak_memory(cpu))"]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout))
     assert 3.5e8 < peaks[1] - peaks[0] < 4.5e8
+
+
+def test_peak_memory_of_a_gpu_is_of_all_epochs_but_the_first(monkeypatch):
+    """And of the first where there is no other."""
+    done = []
+    monkeypatch.setattr(engine.trainer, "reset_peak_memory", lambda device: done.append(len(run.rows)))
+    for epochs, expected in (("1", []), ("3", [1])):
+        done.clear()
+        run = SimpleNamespace(rows=[], restore=lambda trainer: None, startup_seconds=1.0, best={"val/cls_acc": 0.0})
+        run.end_epoch = lambda trainer, row, run=run: run.rows.append(row)
+        args = teacher.make_parser().parse_args(["--arch", "resnet8", "--epoch", epochs, "--compile", "off"])
+        data = dataset.load("synthetic", None, "cpu", 64, 10)
+        engine.trainer.train(run, teacher.TeacherTrainer(model_dict["resnet8"](), args, data, nullcontext))
+        assert len(run.rows) == int(epochs) and done == expected
 
 
 @pytest.mark.parametrize("visible, gpu_id", [(0, 0), (2, 2)])
