@@ -178,6 +178,8 @@ def cifar100(root):
     Downloads what is missing. Raises DataError.
     """
     root = Path(root)
+    if root.absolute().name == CIFAR100.base_folder and not (root / CIFAR100.base_folder).exists():
+        root = root.absolute().parent  # the folder itself was named
     folder = root / CIFAR100.base_folder
     missing = [path for path in (root, *root.parents) if not path.exists()]
     try:

@@ -8,23 +8,21 @@ Takes folders of runs, or folders that hold such. Runs that differ in the seed a
 deviation of the sample.
 """
 
-import argparse
+import csv
 import sys
-from pathlib import Path
 
-from engine.run import write_file
 from reporting import tables
-from reporting.groups import group, sections
+from reporting.groups import group, sections, shared_settings
 from reporting.results import find
-from utils import run_main
+from utils import Parser, as_path, run_main
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("folders", nargs="*", type=Path, metavar="FOLDER", help="folders of runs, or folders that hold such")
-    add("--out", type=Path, metavar="DIR", help="write the whole report there (only a table is printed)")
-    add("--data-root", type=Path, metavar="DIR", help="where cifar-100-python/ lies, for pictures (what each run says)")
+    add("folders", nargs="*", type=as_path, metavar="FOLDER", help="folders of runs, or folders that hold such")
+    add("--out", type=as_path, metavar="DIR", help="write the whole report there (only a table is printed)")
+    add("--data-root", type=as_path, metavar="DIR", help="of cifar-100-python/, for pictures (what each run says)")
     add("--cost", action="store_true", help="print what the published pairs cost, without training anything")
     return parser
 
@@ -39,25 +37,29 @@ def main(argv=None):
     runs, passed_over = find(args.folders)
     for line in passed_over:
         print(line, file=sys.stderr)
-    groups, unfinished = group(runs), [run for run in runs if run.result is None]
-    if groups:
-        found = sections(groups)
-        rows = [tables.rows(section, groups) for section in found]
-        every_row = [row for of_section in rows for row in of_section]
+    groups, unfinished = group(runs), [tables.progress(run) for run in runs if run.result is None]
+    found = [(section, [tables.row(section, *of, groups) for of in section.named]) for section in sections(groups)]
+    every_row = [row for _, rows in found for row in rows]
+    if every_row:
         print(tables.aligned(tables.table(every_row, tables.IN_A_TERMINAL)))
-    for folder, done, best in map(tables.progress, unfinished):
+    for folder, done, best in unfinished:
         print(f"unfinished: {folder}, epoch {done}" + (f", best {best} % so far" if best else ""))
-    if not groups:
+    if not every_row:
         sys.exit("error: none of these folders holds a finished run")
     if args.out:
-        from reporting import figures  # only here: the table needs no matplotlib
+        from reporting import figures, galleries  # only here: the table needs no matplotlib
 
         args.out.mkdir(parents=True, exist_ok=True)
-        pictures = figures.draw(found, groups, args.out, args.data_root)
-        blocks = list(tables.blocks(zip(found, rows), groups, unfinished, pictures))
-        write_file(args.out / "report.csv", tables.csv_text(every_row).encode())
-        write_file(args.out / "report.md", tables.markdown(blocks).encode())
-        write_file(args.out / "report.html", tables.page(blocks).encode())
+        best = galleries.best_selecting(groups, args.data_root)
+        pictures = figures.draw([section for section, _ in found], best, args.out, args.data_root)
+        content = {"sections": found, "groups": groups, "shared": shared_settings(groups), "unfinished": unfinished}
+        for form in ("md", "html"):
+            text = tables.document(form, pictures=pictures, best=best, **content)
+            (args.out / f"report.{form}").write_text(text, encoding="utf-8")
+        with (args.out / "report.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, every_row[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(every_row)
         print(f"written: {args.out / 'report.html'}, with report.md, report.csv and {len(pictures)} pictures beside it")
 
 

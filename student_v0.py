@@ -35,7 +35,7 @@ from engine.trainer import Trainer, fit
 from losses import FEATURE_LOSSES, kd_loss, mixed_cross_entropy
 from models import CheckpointError, load_model, model_dict, pooled_size
 from selector import ENTROPY, RANDOM, UNCERTAINTIES, Selector, confidences, draw_mixing, log_softmax
-from utils import MANY, Parser, add_shared_flags, autocast, check_shared_flags, number, run_main, set_up
+from utils import MANY, Parser, add_shared_flags, as_path, autocast, check_shared_flags, number, run_main, set_up
 
 # ----------------------------------------------------------------------------------------------------------- flags
 
@@ -45,7 +45,7 @@ def make_parser():
     # fmt: off
     networks = parser.add_argument_group("networks")
     add = networks.add_argument
-    add("--teacher-path", type=Path, default=Path("experiments/teacher_resnet32x4"), metavar="PATH",
+    add("--teacher-path", type=as_path, default=Path("experiments/teacher_resnet32x4"), metavar="PATH",
         help="the teacher's folder, with ckpt/ in it, or its checkpoint (./experiments/teacher_resnet32x4)")
     add("--teacher-ckpt", default="best", metavar="WORD",
         help="which checkpoint of the folder: the one whose name holds this word, such as best, last or 240 (best)")
@@ -66,7 +66,7 @@ def make_parser():
         help="steepness of the mixing over the ranks (10, as in every published UNIX run; 1000 is a step at b)")
     add("--score-every", type=number(int, 1, MANY), default=1, metavar="E",
         help="score in epochs 1, 1 + E, ... only; in between an image has its last score, which costs less (1: always)")
-    add("--T", type=number(float, above=0), default=4.0,
+    add("--T", type=number(float, 0.01), default=4.0,
         help="temperature of the distillation loss; higher tells more of the unlikely classes (4)")
     add("--kd-weight", type=number(float, 0), default=1.0,
         help="of the distillation loss (1: the only loss in the published runs)")
@@ -114,11 +114,17 @@ class Distiller(Trainer):
         self.student_macs, self.teacher_macs = forward_macs(student), forward_macs(teacher)
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
         self.scoring = self.selector.needs_scores  # in this epoch
-        if self.compile == "all":
-            self.student = self.ddp_student = compile_network(student, {args.batch_size, args.k})
+        images = data.train.normalized(data.train.images[: args.batch_size])
         if self.compile != "none":
-            example = data.train.normalized(data.train.images[: args.k // distributed.world_size()])
-            self.teacher = freeze(teacher, example, autocast)
+            self.teacher = freeze(teacher, images[: args.k // distributed.world_size()], autocast)
+        if self.teacher is teacher:
+            self.compile = "none"
+        if self.compile == "all":
+            self.ddp_student = compile_network(student.train(), images[: args.k], autocast, grad=True, is_feat=True)
+            if self.ddp_student is student:
+                self.compile = "teacher"
+            elif self.scoring:
+                self.student = compile_network(student, images, autocast, is_feat=True)
         device = data.train.labels.device
         # mean pooled features of the classes by the student, from the last validation; none before the first
         self.centers = torch.full((dataset.NUM_CLASSES, pooled_size(student)), math.nan, device=device)

@@ -37,7 +37,10 @@ class TeacherTrainer(Trainer):
         super().__init__(model, args, data, autocast)
         self.ddp_model, self.macs = distributed.wrap_ddp(self.model), forward_macs(model)
         if self.compile == "all":
-            self.ddp_model = compile_network(model, {args.batch_size})
+            images = data.train.normalized(data.train.images[: args.batch_size])
+            self.ddp_model = compile_network(model, images, autocast, grad=True)
+        if self.ddp_model is model:
+            self.compile = "none"
 
     def batches(self, epoch):
         return self.data.train.batches(self.args.batch_size, self.args.seed, epoch)

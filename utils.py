@@ -1,10 +1,12 @@
 """What both programs share: flags, device and precision, the schedule, errors in one line."""
 
 import argparse
+import io
 import math
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -20,6 +22,11 @@ from engine.compile import setup_backend
 TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
 MANY = 1_000_000  # a bound for what has no natural one
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def as_path(text):
+    """An argparse type: a Path, ~ expanded, which shells do not do in --flag=~/x."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  Path's own raises where there is no such user
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +79,7 @@ def add_shared_flags(parser):
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=("cifar100", "synthetic"), default="cifar100",
         help="synthetic: 100 classes of generated images, needs no files (cifar100)")
-    add("--data-root", type=Path, default=Path("data"), metavar="DIR",
+    add("--data-root", type=as_path, default=Path("data"), metavar="DIR",
         help="where cifar-100-python/ lies or is downloaded to (./data)")
     add("--train-limit", type=number(int, 2, TRAIN_SIZE), metavar="N", help="only the first N training images (all)")
     add("--val-limit", type=number(int, 1, TEST_SIZE), metavar="N", help="only the first N test images (all)")
@@ -90,7 +97,7 @@ def add_shared_flags(parser):
         help="compile the frozen teacher and the trained network (auto: the teacher alone, in runs long enough for it "
         "to pay); off: use no CUDA graphs either")
     add("--sync-bn", action="store_true", help="over several GPUs: batch norm over the whole batch (off: over a part)")
-    add("--experiments", type=Path, default=Path("experiments"), metavar="DIR", help="of all runs (./experiments)")
+    add("--experiments", type=as_path, default=Path("experiments"), metavar="DIR", help="of all runs (./experiments)")
     add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",
         help="a numbered checkpoint every N epochs, at milestones and at the end (40, to spare the disk)")
     add("--fresh", action="store_true", help="move an earlier run of these settings aside and start over (off: resume)")
@@ -99,7 +106,9 @@ def add_shared_flags(parser):
 
 
 def check_shared_flags(parser, args):
-    """What single flags cannot tell: conflicts between them. Exits with code 2."""
+    """What single flags cannot tell: conflicts between them, or with the launcher. Exits with code 2."""
+    if error := distributed.launcher_error():
+        parser.error(error)
     if not all(a < b for a, b in zip(args.milestones, args.milestones[1:])):
         parser.error(f"argument --milestones: must rise, not {' '.join(map(str, args.milestones))}")
     if args.milestones != parser.get_default("milestones") and any(m >= args.epoch for m in args.milestones):
@@ -116,24 +125,50 @@ def check_shared_flags(parser, args):
 
 
 def print0(line):
-    """A line of rank 0 on stderr. A reader that is gone is no reason to fail."""
+    """A line of rank 0 on stderr."""
     if distributed.rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+class LenientStream(io.TextIOWrapper):
+    """A text stream for which a reader that is gone, a full disk and what its encoding lacks are no reason to fail."""
+
+    def __init__(self, stream):
+        super().__init__(stream.buffer, stream.encoding, "replace", line_buffering=stream.line_buffering)
+        self.stream = stream  # forgotten, it would close the buffer
+
+    def write(self, text):
         with suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+            return super().write(text)
+
+    def flush(self):
+        with suppress(OSError):
+            super().flush()
+
+
+def stop_signals():
+    """The signals that end a program; none in a notebook's thread, as Python takes them in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []  # as under nohup
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
 def run_main(main):
-    """Run a program's main(); an error of the world (files, data, weights) is one line on stderr and exit code 1.
+    """Run a program's main(), whoever listens; an error of the world (files, data, weights) is a line and exit code 1.
 
-    SIGTERM and SIGINT end it with one line and 128 + signal; during training see engine.trainer.StopRequest.
+    SIGTERM, SIGINT and SIGHUP end it with one line and 128 + signal; during training see engine.trainer.StopRequest.
     """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: PTH123, SIM115  None: it was closed before
+        setattr(sys, name, LenientStream(stream))
 
     def stop(number, _):
         print0("stopped; the same command goes on from what is saved")
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in stop_signals():
+        signal.signal(number, stop)
     try:
         main()
         distributed.shutdown()
@@ -171,13 +206,15 @@ def choose_device(parser, gpu_id):
     if distributed.world_size() > 1 and visible:
         if gpu_id not in (None, -1):
             parser.error("argument --gpu-id: the processes of torchrun take a GPU each; CUDA_VISIBLE_DEVICES chooses")
-        gpu_id = int(os.environ["LOCAL_RANK"]) if gpu_id is None else gpu_id
+        gpu_id = distributed.variable("LOCAL_RANK", distributed.rank() % visible) if gpu_id is None else gpu_id
     if gpu_id is None and visible == 0:
         print("no GPU is visible: running on the CPU")
     if gpu_id == -1 or (gpu_id is None and visible == 0):
         return torch.device("cpu")
     if (gpu_id or 0) >= visible:
-        parser.error(f"argument --gpu-id: there is no GPU {gpu_id}, {visible or 'none'} visible")
+        parser.error(
+            f"argument --gpu-id: there is no GPU {gpu_id}; leaving it out takes the first or the CPU, -1 the CPU"
+        )
     device = torch.device("cuda", gpu_id or 0)
     try:
         torch.cuda.set_device(device)

@@ -12,6 +12,7 @@ import gc
 from contextlib import suppress
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from engine import distributed
 
@@ -92,7 +93,7 @@ def place(network, device, autocast):
 
 
 def resolve_compile(wanted, device, steps):
-    """What to compile: "none", "teacher" or "all". Prints why where `wanted` leaves it open or it cannot be done.
+    """What to compile: "none", "teacher" or "all". Prints why where `wanted` leaves it open.
 
     wanted: "auto", "on" or "off". steps: of the whole run.
     """
@@ -101,11 +102,6 @@ def resolve_compile(wanted, device, steps):
     if wanted == "auto" and steps < COMPILING_PAYS[device.type]:
         print(f"compilation: none ({steps} steps are too few for it to pay; --compile on overrides)")
         return "none"
-    try:
-        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=device))
-    except Exception as e:  # inductor has classes of its own for a missing compiler, which have changed
-        print(f"compilation: none, it does not work here ({(str(e).strip() or type(e).__name__).splitlines()[0]})")
-        return "none"
     # Compiling the training saved next to nothing on a CPU, and few kernels on a GPU; under DDP it stays plain.
     choice = "all" if wanted == "on" and distributed.world_size() == 1 else "teacher"
     if wanted == "auto":
@@ -113,36 +109,51 @@ def resolve_compile(wanted, device, steps):
     return choice
 
 
-def compile_network(network, sizes):
-    """The network, compiled for batches of `sizes`; others go through it as it is."""
-    compiled = torch.compile(network, dynamic=False)
-    return lambda images, **options: (compiled if len(images) in sizes else network)(images, **options)
+def compile_network(network, images, autocast, grad=False, **options):
+    """The network, compiled for batches like `images` and a pass with gradient or without; others go through it plain.
 
-
-def freeze(teacher, images, autocast):
-    """A teacher that is never trained again, compiled for batches like `images`.
-
-    Weights become constants in the precision of the arithmetic, batch norm is folded, activations are fused. Other
-    shapes go through the plain teacher, and so does everything, with a printed line, if its logits differ by more than
-    rounding.
+    It is compiled here, by a pass that leaves gradients and buffers as they were: not in a step, whose seconds count.
+    The network itself, with a printed line, if it cannot be compiled.
     """
-    import torch._inductor.config  # takes a second
-
-    frozen = torch.compile(teacher, dynamic=False)
-    with torch.no_grad(), autocast(), torch._inductor.config.patch(freezing=True):
-        logits = frozen(images, is_feat=True)[1]
-    with torch.no_grad(), autocast():
-        plain = teacher(images, is_feat=True)[1]
-    difference = ((logits - plain).norm() / plain.norm()).item()
-    if not difference < ROUNDING:
-        print(f"the frozen teacher differs from the plain one by {100 * difference:.1f} %: not used")
-        return teacher
+    compiled = torch.compile(network, dynamic=False)
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    try:
+        with torch.set_grad_enabled(grad), autocast():
+            *_, logits = tree_leaves(compiled(images, **options))
+        if grad:  # only this compiles the backward pass
+            torch.autograd.grad(logits.sum(), list(network.parameters()))
+    except Exception as e:  # of inductor's own classes, which change, or the compiler's
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        print(f"compilation: {type(network).__name__} stays as it is, it does not compile here ({why})")
+        return network
+    finally:
+        for buffer, before in zip(network.buffers(), buffers):
+            buffer.copy_(before)
 
     def forward(x, **options):
         fits = x.shape == images.shape
-        return (frozen if fits else teacher)(x.contiguous(memory_format=torch.channels_last), **options)
+        return (compiled if fits else network)(x.contiguous(memory_format=torch.channels_last), **options)
 
     return forward
+
+
+def freeze(teacher, images, autocast):
+    """A teacher that is never trained again, compiled for batches like `images`: see compile_network.
+
+    Weights become constants in the precision of the arithmetic, batch norm is folded, activations are fused. The plain
+    teacher, with a printed line, if its logits differ by more than rounding.
+    """
+    import torch._inductor.config  # takes a second
+
+    with torch._inductor.config.patch(freezing=True):
+        frozen = compile_network(teacher, images, autocast, is_feat=True)
+    with torch.no_grad(), autocast():
+        logits, plain = (network(images, is_feat=True)[1] for network in (frozen, teacher))
+    difference = ((logits - plain).norm() / plain.norm()).item()
+    if not difference < ROUNDING:
+        print(f"compilation: the teacher stays as it is, frozen it differs by {100 * difference:.1f} %")
+        return teacher
+    return frozen
 
 
 def setup_backend(device, tf32=False, graphs=True):

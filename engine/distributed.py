@@ -12,13 +12,35 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 
-def rank():
-    """This process; 0 is the one that prints and writes."""
-    return int(os.environ.get("RANK", 0))
+def variable(name, default):
+    """A number that a launcher sets in the environment; `default` where there is none that can be read."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
 
 
 def world_size():
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return variable("WORLD_SIZE", 1)
+
+
+def rank():
+    """This process; 0 is the one that prints and writes. A RANK without a world, left from elsewhere, says nothing."""
+    return variable("RANK", 0) if world_size() > 1 else 0
+
+
+def launcher_error():
+    """What a launcher has left out or garbled, in words; None if nothing."""
+    size = variable("WORLD_SIZE", 0) if os.environ.get("WORLD_SIZE") else 1
+    sound = {"WORLD_SIZE": size > 0}
+    if size > 1:
+        sound["RANK"] = variable("RANK", size) < size
+        sound["MASTER_ADDR"] = bool(os.environ.get("MASTER_ADDR"))
+        sound["MASTER_PORT"] = 0 < variable("MASTER_PORT", 0) < 65536
+    wrong = ", ".join(f"{name}={os.environ.get(name, '')}" for name in sound if not sound[name])
+    return (
+        f"environment: {wrong} is missing or wrong; torchrun sets it, one process needs no WORLD_SIZE"
+        if wrong
+        else None
+    )
 
 
 def shard(tensors):

@@ -21,6 +21,8 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -114,9 +116,10 @@ class Run:
             name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self.folder, self.config, self.fresh = args.experiments / name, config, args.fresh
         self.rows, self.best_weights, self.startup_seconds, self.events, self.lock = [], None, None, None, None
-        parent = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        parent = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise RunError(f"{self.folder} cannot be made: {parent} is no folder that may be written to")
+            what = "no folder that may be written to" if parent.exists() else "a link to nothing"
+            raise RunError(f"{self.folder} cannot be made: {parent} is {what}")
         if not self.fresh:
             saved = distributed.run_on_rank0(self.check_same_settings)
             if saved and saved["precision"] != config["precision"]:
@@ -151,7 +154,7 @@ class Run:
         saved = read_json(path)
         if saved is None:
             if path.exists():
-                print(f"warning: {path} is damaged, written anew", file=sys.stderr)
+                warn(f"{path} is damaged, written anew")
             elif any(self.folder.glob("ckpt/*.pth")) and not self.state_files():
                 raise RunError(f"{self.folder} holds checkpoints of another origin; --experiments names another place")
             return None
@@ -218,14 +221,14 @@ class Run:
             try:
                 saved = read_checkpoint(path)
             except CheckpointError as e:
-                print(f"warning: {e}; going back to the state before", file=sys.stderr)
+                warn(f"{e}; going back to the state before")
                 path.replace(path.with_suffix(".damaged"))  # it must never replace a sound `previous`
                 continue
             if not {"optimizer", "rows", "best", "trainer", "partial_epoch"} <= set(saved):
                 raise RunError(f"{path} is of another origin; --experiments names another place")
             return saved
         if paths:
-            print("warning: no sound state is left, starting over", file=sys.stderr)
+            warn("no sound state is left, starting over")
         return None
 
     def save(self, trainer, partial_epoch=None):
@@ -366,6 +369,12 @@ def arch_from_name(name):
 # ------------------------------------------------------------------------------------------------------------- files
 
 
+@cache
+def warn(text):
+    """A line on stderr, not said twice."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def lock(folder):
     """An open file whose lock says that this process uses the folder; closing it, or dying, releases it.
 
@@ -381,12 +390,9 @@ def lock(folder):
         file.seek(0)
         raise RunError(f"{folder} is in use by another process ({file.read().strip()})") from None
     except OSError as e:  # some Lustre, NFS and other mounts
-        print(
-            f"warning: {path}: {e.strerror}; two processes in this folder will not notice each other", file=sys.stderr
-        )
-    file.truncate(0)
-    file.write(f"pid {os.getpid()} on {platform.node()}")
-    file.flush()
+        warn(f"{path}: {e.strerror}; two processes in this folder will not notice each other")
+    with suppress(OSError):  # a full disk: what is saved next says so
+        path.write_text(f"pid {os.getpid()} on {platform.node()}")
     return file
 
 

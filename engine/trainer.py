@@ -14,7 +14,7 @@ from engine.compile import CUDAGraphed, place, resolve_compile
 from engine.meters import Evaluator, Meters
 from engine.run import RunError
 from models import read_checkpoint
-from utils import hours, learning_rate, peak_memory, print0, process_seconds, reset_peak_memory
+from utils import hours, learning_rate, peak_memory, print0, process_seconds, reset_peak_memory, stop_signals
 
 
 class Trainer:
@@ -51,14 +51,12 @@ class Trainer:
 
     def batches(self, epoch):
         """The epoch's randomness: a list, for each step the tensors that step() takes."""
-        raise NotImplementedError
 
     def step(self, *batch):
         """Train on a batch, under the in-place contract of engine.compile.
 
         Returns {name: (m,) tensor, one value a sample}, `loss` and `acc` (with the tag) among them.
         """
-        raise NotImplementedError
 
     def update(self, loss):
         """A step of the optimizer; with fp16 of the scaled loss, or none where that overflows."""
@@ -72,7 +70,6 @@ class Trainer:
 
     def cost(self, epochs):
         """What so many epochs cost: see flops.cost_so_far."""
-        raise NotImplementedError
 
     def state(self):
         """What resuming needs besides weights and optimizer: tensors, numbers, lists and dicts."""
@@ -126,7 +123,7 @@ class PartialEpoch:
 
 
 class StopRequest:
-    """A context in which the first SIGTERM or SIGINT lets the step finish, the run save and exit.
+    """A context in which the first SIGTERM, SIGINT or SIGHUP lets the step finish, the run save and exit.
 
     The second one exits at once, unless it comes within a second: a launcher may signal both a process and its group.
     """
@@ -135,7 +132,7 @@ class StopRequest:
 
     def __enter__(self):
         self.signal, self.time = None, math.inf
-        self.previous = {number: signal.signal(number, self.handler) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.previous = {number: signal.signal(number, self.handler) for number in stop_signals()}
         return self
 
     def __exit__(self, *_):

@@ -11,6 +11,7 @@ import dataset
 from models import CheckpointError, load_model
 from selector import Selector, draw_mixing, uncertainty
 
+STUDENT = "ckpt/student_best.pth"
 COLUMNS = 12  # images across the picture of the method
 MIXED, DROPPED, BACKDROP = "#d55e00", "#666666", "0.94"  # colors
 SCORES = {1: "least confidence", 2: "negative margin", 3: "entropy, nats"}  # of a strategy
@@ -37,8 +38,26 @@ def trained_on(run, data_root):
     return whole and dataset.Data(whole, whole, None, len(whole)).hold_out(s["holdout"], s["seed"]).train
 
 
-def class_name(run, label):
-    return f"class {label}" if run.settings["dataset"] == "synthetic" else dataset.CLASSES[label].replace("_", " ")
+def selected(run, data_root):
+    """How many epochs selected each training image, in the order of trained_on: an (n,) int array.
+
+    None where the run has no sound counter.npy, or held images out and its data is not at hand.
+    """
+    try:
+        counts = np.load(run.folder / "counter.npy", mmap_mode="r").sum(0, dtype=np.int64)
+    except (OSError, ValueError):
+        return None
+    if not run.settings["holdout"]:
+        return counts
+    split = trained_on(run, data_root)
+    return split and counts[split.indices]
+
+
+def best_selecting(groups, data_root):
+    """The most accurate run of UNIX whose checkpoint and data are at hand, of CIFAR-100 if there is one; else None."""
+    runs = [run for g in groups if g.first.method == "UNIX" for run in g.runs]
+    runs.sort(key=lambda run: (run.settings["dataset"] == "cifar100", run.result["best_acc"]), reverse=True)
+    return next((run for run in runs if (run.folder / STUDENT).exists() and trained_on(run, data_root)), None)
 
 
 def as_pixels(image):
@@ -47,67 +66,36 @@ def as_pixels(image):
     return (pixels * 255).round().clamp(0, 255).byte().numpy()
 
 
-def selected(run, data_root):
-    """How many epochs selected each training image, and the images' places in the data set: two (n,) int arrays.
-
-    Held-out images are left out, which takes the data. None where it has no sound counter.npy, or no data for it.
-    """
-    try:
-        counter = np.load(run.folder / "counter.npy", mmap_mode="r")
-        counts = np.add.reduce(counter, axis=0, dtype=np.int64)
-    except (OSError, ValueError, TypeError):
-        return None
-    if counter.ndim != 2 or run.method != "UNIX":
-        return None
-    if not run.settings["holdout"]:
-        return counts, np.arange(len(counts))
-    split = trained_on(run, data_root)
-    return split and (counts[split.indices], split.indices.numpy())
+def class_name(run, label):
+    return f"class {label}" if run.settings["dataset"] == "synthetic" else dataset.CLASSES[label].replace("_", " ")
 
 
-def student_file(run):
-    return run.folder / "ckpt" / "student_best.pth"
-
-
-def best_selecting(groups, data_root):
-    """The most accurate run of UNIX whose checkpoint and data are at hand, of CIFAR-100 if there is one; else None."""
-    runs = [run for g in groups if g.first.method == "UNIX" for run in g.runs]
-    runs.sort(key=lambda run: (run.settings["dataset"] == "cifar100", run.result["best_acc"]), reverse=True)
-    return next((run for run in runs if student_file(run).exists() and trained_on(run, data_root)), None)
+def show(axis, rows):
+    """Draw rows of images, 1 wide and 1 high. rows: {title: [((32, 32, 3) uint8, text below, its color)]}."""
+    axis.set(xlim=(0, max(map(len, rows.values()))), ylim=(1.58 * len(rows), 0), aspect="equal", anchor="N")
+    axis.axis("off")
+    for i, (title, images) in enumerate(rows.items()):
+        y = 1.58 * i + 0.3
+        axis.text(0.03, y - 0.08, title, fontweight="bold")
+        for x, (image, text, color) in enumerate(images):
+            box, alpha = (x + 0.03, x + 0.97, y + 0.94, y), 0.4 if color == DROPPED else 1
+            axis.imshow(image, extent=box, interpolation="bicubic", alpha=alpha)
+            axis.text(x + 0.5, y + 0.99, text, ha="center", va="top", fontsize=7.5, color=color)
 
 
 def most_and_least_selected(run, data_root, count=10):
-    """Two rows of training images with class name and how many epochs selected them."""
-    counted = selected(run, data_root)
-    if counted is None:
+    """Two rows of training images with class name and how many epochs selected them; None without a counter."""
+    counts, split = selected(run, data_root), trained_on(run, data_root)
+    if counts is None:
         return None
-    counts, split = counted[0], trained_on(run, data_root)
-    order = np.argsort(-counts, kind="stable")
-    figure, axes = plt.subplots(2, count, figsize=(11, 3.2), layout="constrained")
-    for row, text, chosen in zip(axes, ("most\noften", "least\noften"), (order[:count], order[::-1][:count])):
-        for axis, i in zip(row, chosen):
-            axis.imshow(split.images[i].numpy(), interpolation="bicubic")
-            axis.set_title(f"{class_name(run, split.labels[i])}\n{counts[i]} of {run.result['epochs']}", fontsize=8)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        row[0].set_ylabel(text, rotation=0, ha="right", va="center")
+
+    order, rows = np.argsort(-counts, kind="stable"), {}
+    for title, chosen in (("selected most often", order[:count]), ("selected least often", order[::-1][:count])):
+        texts = [f"{class_name(run, split.labels[i])}\n{counts[i]} of {run.result['epochs']}" for i in chosen]
+        rows[title] = [(split.images[i].numpy(), text, "black") for i, text in zip(chosen, texts)]
+    figure = plt.figure(figsize=(10, 3.3))
+    show(figure.add_axes((0.01, 0, 0.98, 1)), rows)
     return figure
-
-
-def choose(run, student, split):
-    """The batch of the best epoch with lambda nearest to 0.6, where mixing shows, as the student chooses from it.
-
-    Returns raw images (n, 3, 32, 32), labels and scores (n,), and the Selection.
-    """
-    s, epoch = run.settings, run.result["best_epoch"]
-    lam, partner = draw_mixing(len(split), s["batch_size"], dataset.generator(s["seed"], epoch, dataset.MIXING))
-    whole = max(1, len(split) // s["batch_size"])  # the last batch may be smaller
-    step = int((lam[:whole] - 0.6).abs().argmin())
-    images, labels, _ = split.batch(*split.batches(s["batch_size"], s["seed"], epoch)[step])
-    with torch.no_grad():
-        scores = uncertainty(student.train()(images), s["strategy"])
-    selector = Selector(s["k"], s["b"], s["w"], s["strategy"], s["batch_size"])
-    return images, labels, scores, selector(images, scores, lam[step], partner.split(s["batch_size"])[step])
 
 
 def method(run, data_root):
@@ -115,19 +103,27 @@ def method(run, data_root):
     the images. None where the run's student cannot be read.
     """
     try:
-        student, _ = load_model(student_file(run), run.network)
+        student, _ = load_model(run.folder / STUDENT, run.network)
     except (CheckpointError, OSError):
         return None
-    images, labels, scores, selection = choose(run, student, trained_on(run, data_root))
+
+    # The batch of the best epoch whose lambda is nearest to 0.6, where mixing shows, as the student chooses from it.
+    s, epoch, split = run.settings, run.result["best_epoch"], trained_on(run, data_root)
+    n = s["batch_size"]
+    lam, partner = draw_mixing(len(split), n, dataset.generator(s["seed"], epoch, dataset.MIXING))
+    step = int((lam[: max(1, len(split) // n)] - 0.6).abs().argmin())  # the last batch may be smaller
+    images, labels, _ = split.batch(*split.batches(n, s["seed"], epoch)[step])
+    with torch.no_grad():
+        scores = uncertainty(student.train()(images), s["strategy"])
+    selection = Selector(s["k"], s["b"], s["w"], s["strategy"], n)(images, scores, lam[step], partner.split(n)[step])
+
     n, k = len(images), len(selection.kept)
     ranks = ((np.arange(COLUMNS) + 0.5) * n / COLUMNS - 0.5).round().astype(int)
     kept = int((ranks < k).sum())  # columns
-
     figure = plt.figure(figsize=(10, 5.7))
     top = figure.add_axes((0.055, 0.72, 0.89, 0.265), xlim=(-0.5, n - 0.5), xticks=ranks)
     top.plot(scores[selection.rank], "k-o", markevery=list(ranks), markersize=5)
-    top.set_ylabel(SCORES[run.settings["strategy"]])
-    top.set_xlabel("rank in the batch, the student least sure first", labelpad=2)
+    top.set(xlabel="rank in the batch, the student least sure first", ylabel=SCORES[s["strategy"]])
     top.axvspan(k - 0.5, n - 0.5, color=BACKDROP, zorder=0)
     mask = top.twinx()
     mask.plot(selection.mask, "--o", markevery=list(ranks[:kept]), markersize=5, color=MIXED)
@@ -137,35 +133,17 @@ def method(run, data_root):
     mask.text(k - 1.2, 0.88, f"kept: the first k = {k}", ha="right")
     mask.text(k + 0.2, 0.88, "dropped", color=DROPPED)
 
-    # images, 1 wide and 1 high, under the ranks that they have above
-    below = figure.add_axes((0.055, 0, 0.89, 0.63), xlim=(0, COLUMNS), ylim=(4.8, 0), aspect="equal", anchor="N")
-    below.axis("off")
-    below.axvspan(kept, COLUMNS, color=BACKDROP, zorder=0)
+    def raw(place, color="black"):
+        return as_pixels(images[place]), class_name(run, labels[place]), color
+
     rows = {
-        0.3: "the batch, ranked",
-        1.88: "+ a random partner",
-        3.46: "= what teacher and student see, and the partner's share of it",
+        "the batch, ranked": [raw(selection.rank[r], "black" if r < k else DROPPED) for r in ranks],
+        "+ a random partner": [raw(selection.partner[r]) for r in ranks[:kept]],
+        "= what teacher and student see, and the partner's share of it": [
+            (as_pixels(selection.images[r]), f"{100 * selection.mask[r]:.0f} %", MIXED) for r in ranks[:kept]
+        ],
     }
-    for y, text in rows.items():
-        below.text(0.03, y - 0.08, text, fontweight="bold")
-
-    def show(image, x, y, text, color="black", alpha=1.0):
-        box = (x + 0.03, x + 0.97, y + 0.94, y)
-        below.imshow(as_pixels(image), extent=box, interpolation="bicubic", alpha=alpha)
-        below.text(x + 0.5, y + 0.99, text, ha="center", va="top", fontsize=7.5, color=color)
-
-    raw, partner, mixed = rows
-    for x, rank in enumerate(ranks):
-        place = selection.rank[rank]
-        if rank >= k:
-            show(images[place], x, raw, class_name(run, labels[place]), DROPPED, alpha=0.4)
-            below.plot((x + 0.03, x + 0.97), (raw, raw + 0.94), (x + 0.03, x + 0.97), (raw + 0.94, raw), color=DROPPED)
-            continue
-        show(images[place], x, raw, class_name(run, labels[place]))
-        place = selection.partner[rank]
-        show(images[place], x, partner, class_name(run, labels[place]))
-        show(selection.images[rank], x, mixed, f"{100 * selection.mask[rank]:.0f} %", MIXED)
-    if kept < COLUMNS:
-        text = "dropped: seen at most\nas the partner of another"
-        below.text((kept + COLUMNS) / 2, partner + 0.5, text, ha="center", color=DROPPED, fontsize=8)
+    below = figure.add_axes((0.055, 0, 0.89, 0.63))
+    show(below, rows)
+    below.axvspan(kept, COLUMNS, color=BACKDROP, zorder=-1)
     return figure

@@ -1,20 +1,13 @@
 """Finished runs grouped over seeds, named, compared with KD and set in sections: what tables and figures show."""
 
 import re
-import shlex
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import mean, stdev
 
-from engine.run import format_value, teacher_name
+import numpy as np
+
 from reporting import published
 from reporting.results import RunFolder
-
-PROGRAMS = {"teacher": "teacher.py", "student": "student_v0.py"}  # of a run's kind
-LOSSES = ("T", "kd_weight", "ce_weight", "other_distill")
-NOT_NAMED = {"seed", "precision", "arch", "student_arch", "teacher_arch"}  # told elsewhere than among the settings
-ALWAYS_GIVEN = {"arch", "teacher_path", "student_arch", "strategy", "k", "b", "w", "lr"}  # in a command
-NEVER_GIVEN = {"seed", "fresh", "debug"}
 
 
 @dataclass
@@ -22,89 +15,52 @@ class Group:
     """Finished runs that differ in the seed alone."""
 
     runs: list[RunFolder]  # by seed
-    settings: list[str] = field(default_factory=list)  # "flag value" where not as published, see group()
+    settings: list[str]  # "flag value" where not as published, then "precision ..." and where needed "teacher ..."
 
     @property
     def first(self):
-        """The run that tells what all of them share."""
         return self.runs[0]
+
+    @property
+    def machines(self):
+        """The (device, precision)s that its runs ran on. Times on different ones do not compare."""
+        return {(run.config["device"], run.config["precision"]) for run in self.runs}
 
     def values(self, name):
         """A number of result.json for each run that has it."""
         return [run.result[name] for run in self.runs if run.result.get(name) is not None]
 
     def mean(self, name):
-        """Mean over the seeds of a number of result.json, None where no run has it."""
-        values = self.values(name)
-        return mean(values) if values else None
+        return mean(self.values(name)) if self.values(name) else None
 
     def spread(self, name):
         """Sample standard deviation over the seeds, None for fewer than two."""
-        values = self.values(name)
-        return stdev(values) if len(values) > 1 else None
+        return stdev(self.values(name)) if len(self.values(name)) > 1 else None
 
-    @property
-    def teacher_hash(self):
-        return self.first.config.get("teacher_sha256")
-
-    @property
-    def published(self):
-        """The published accuracy, None unless these runs follow the published recipe in full.
-
-        Of the teacher only the folder's name tells whether it does: it carries every setting that is not the default.
-        """
-        run = self.first
-        if run.teacher:
-            folder, checkpoint = teacher_name(Path(run.config["teacher_file"]))
-            if checkpoint != "best" or not re.fullmatch(rf"teacher_{run.teacher}(_seed\d+)?", folder):
-                return None
-        return None if unlike_published(run) else published.accuracy(run)
+    def logged(self, column):
+        """A column of metrics.csv, (runs that have it, epochs)."""
+        found = [run.metrics[column] for run in self.runs if run.metrics.get(column)]
+        return np.array([values[: min(map(len, found))] for values in found])
 
     @property
     def command(self):
-        """The shell command that repeats the runs: their settings that are not the default, and the method's always."""
-        run = self.first
-        words = ["python", PROGRAMS[run.config["kind"]]]
-        for flag, value in run.settings.items():
-            shared = all(other.settings[flag] == value for other in self.runs)
-            if shared and flag not in NEVER_GIVEN and (flag in ALWAYS_GIVEN or value != run.defaults[flag]):
-                words += [f"--{flag.replace('_', '-')}", *as_words(value)]
-        line = f"{shlex.join(words)} --seed"
+        """The shell command that repeats the runs: as the first was typed, for every seed."""
+        typed = re.sub(r" --(fresh|debug|(seed|gpu-id)[ =]\S+)(?= |$)", "", self.first.config["command"])
         if len(self.runs) == 1:
-            return f"{line} {run.seed}"
-        return f"for seed in {' '.join(str(run.seed) for run in self.runs)}; do {line} $seed; done"
-
-
-def as_words(value):
-    """A flag's value as a command line has it: several words for a list, none for a switch."""
-    values = [] if value is True else value if isinstance(value, list) else [value]
-    return [format_value(each) if isinstance(each, float) else str(each) for each in values]
-
-
-def unlike_published(run):
-    """["flag value"] of the settings that change a result and are not those of the published run."""
-    recipe, settings = published.recipe(run), run.config["effective_settings"]
-    unlike = [flag for flag in settings if flag in recipe and flag not in NOT_NAMED and settings[flag] != recipe[flag]]
-    return [f"{flag} {' '.join(as_words(settings[flag])) or ('on' if settings[flag] else 'none')}" for flag in unlike]
+            return f"python {typed} --seed {self.first.seed}"
+        return f"for seed in {' '.join(str(run.seed) for run in self.runs)}; do python {typed} --seed $seed; done"
 
 
 def group(runs):
-    """The finished runs as Groups: alone, then by teacher, student and method. Sets each group's `settings`."""
-    by_key = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        if run.result is not None:
-            by_key.setdefault(run.key, []).append(run)
-    groups = [Group(same) for same in by_key.values()]
-    for g in groups:
-        g.settings = [*unlike_published(g.first), f"precision {g.first.config['precision']}"]
-        if len({other.teacher_hash for other in groups if other.first.teacher == g.first.teacher}) > 1:
-            g.settings.append(f"teacher {g.teacher_hash[:8]}")
-    order = ("alone", "KD", "UNIX", "random")
-
-    def place(g):
-        return g.first.teacher or "", g.first.network, order.index(g.first.method), len(g.settings), g.settings
-
-    return sorted(groups, key=place)
+    """The finished runs as Groups: alone, then by teacher, student and method."""
+    finished, groups = sorted((run for run in runs if run.result), key=lambda run: run.seed), []
+    for key in dict.fromkeys(run.key for run in finished):
+        same = [run for run in finished if run.key == key]
+        settings = [*published.deviations(same[0]), f"precision {same[0].config['precision']}"]
+        if len({run.teacher_hash for run in finished if run.teacher == same[0].teacher}) > 1:
+            settings.append(f"teacher {same[0].teacher_hash[:8]}")
+        groups.append(Group(same, settings))
+    return sorted(groups, key=lambda g: (g.first.teacher or "", g.first.network, g.first.method, len(g.settings)))
 
 
 def shared_settings(groups):
@@ -112,67 +68,51 @@ def shared_settings(groups):
     return [setting for setting in groups[0].settings if all(setting in g.settings for g in groups)]
 
 
-def name(g, without):
-    """A group's method and those of its settings that are not in `without`."""
-    return ", ".join([g.first.method, *(setting for setting in g.settings if setting not in without)])
-
-
 def kd_baseline(g, groups):
-    """The KD that a group's cost is compared with: of the same network, task and teacher, where there are several that
-    of the same losses, else of the published ones. None unless just one fits. Runs alone take any teacher's."""
-    fitting = [
-        kd
-        for kd in groups
-        if (kd.first.method, kd.first.network, kd.first.task) == ("KD", g.first.network, g.first.task)
-        and g.teacher_hash in (None, kd.teacher_hash)
-    ]
-    alike = [kd for kd in fitting if all(kd.first.settings[f] == g.first.settings.get(f) for f in LOSSES)]
-    plain = [kd for kd in fitting if all(kd.first.settings[f] == kd.first.defaults[f] for f in LOSSES)]
-    fitting = alike or plain or fitting
-    return fitting[0] if len(fitting) == 1 else None
+    """The KD that a group's cost is compared with: of the same network, task, epochs and teacher (of any for runs
+    alone) the one whose settings are most alike, None without such."""
+    kds = [kd for kd in groups if kd.first.method == "KD" and kd.first.budget == g.first.budget]
+    kds = [kd for kd in kds if g.first.teacher_hash in (None, kd.first.teacher_hash)]
+    return min(kds, key=lambda kd: len(set(kd.settings) ^ set(g.settings)), default=None)
 
 
 def relative_to_kd(g, kd, column):
     """A mean of `g` in percent of its KD's, None where either is missing. Times are compared on like machines only."""
-    if kd is None:
+    if kd is None or (column == "train_seconds" and g.machines != kd.machines):
         return None
-    machines = [{(run.config["device"], run.config["precision"]) for run in each.runs} for each in (g, kd)]
     own, of_kd = g.mean(column), kd.mean(column)
-    if own is None or not of_kd or (column == "train_seconds" and machines[0] != machines[1]):
-        return None
-    return 100 * own / of_kd
+    return 100 * own / of_kd if own and of_kd else None
 
 
 @dataclass
 class Section:
     """A teacher and a student on one task, with every group that belongs to them: a part of the paper's table."""
 
+    title: str
     teacher: str | None  # None: networks that no pair of the report contains
     student: str | None
-    settings: list[str]  # that all its groups share and other sections do not
-    named: list[tuple[str, Group]]  # the teacher's own training has the name "teacher"
-
-    @property
-    def title(self):
-        pair = f"{self.teacher} → {self.student}" if self.teacher else "Networks alone"
-        return ", ".join([pair, *self.settings])
+    setting: str | None  # what all its distilled groups share and other sections do not
+    named: list[tuple[str, Group]]  # the teacher's own training is named "teacher"
 
 
 def sections(groups):
-    """The groups by pair and task. A network alone stands in every pair that it belongs to."""
-    common, alone = shared_settings(groups), [g for g in groups if not g.first.teacher]
-    pairs, found, placed = {}, [], []
-    for g in groups:
-        if g.first.teacher:
-            pairs.setdefault((g.first.teacher, g.first.network, g.first.task), []).append(g)
-    for (teacher, student, task), distilled in pairs.items():
-        networks = [g for g in alone if g.first.task == task and g.first.network in (teacher, student)]
-        networks.sort(key=lambda g: g.first.network != teacher)
-        placed += networks
-        settings = [setting for setting in shared_settings(distilled) if setting not in common]
-        named = [(name(g, common + settings), g) for g in networks + distilled]
-        if teacher != student:
-            named = [("teacher" if g.first.network == teacher else text, g) for text, g in named]
-        found.append(Section(teacher, student, settings, named))
-    left = [(f"{g.first.network} {name(g, common)}", g) for g in alone if g not in placed]
-    return found + ([Section(None, None, [], left)] if left else [])
+    """The groups by pair and task, of whatever number of epochs. A network alone stands in every pair it belongs to."""
+    common, found, placed = shared_settings(groups) if groups else [], [], []
+
+    def name(g, what, told=()):
+        return ", ".join([what, *(setting for setting in g.settings if setting not in [*common, *told])])
+
+    pairs = [(g.first.teacher, g.first.network, g.first.task) for g in groups if g.first.teacher]
+    for teacher, student, task in dict.fromkeys(pairs):
+        here = [(g.first.teacher, g.first.network, g) for g in groups if g.first.task == task]
+        teachers = [g for *of, g in here if of == [None, teacher] and teacher != student]
+        alone = [g for *of, g in here if of == [None, student]]
+        distilled = [g for *of, g in here if of == [teacher, student]]
+        told = [setting for setting in shared_settings(distilled) if setting not in common]
+        named = [(name(g, "teacher", told), g) for g in teachers]
+        named += [(name(g, g.first.method, told), g) for g in alone + distilled]
+        title = ", ".join([f"{teacher} → {student}", *told])
+        found.append(Section(title, teacher, student, ", ".join(told) or None, named))
+        placed += teachers + alone
+    left = [(name(g, f"{g.first.network} alone"), g) for g in groups if not g.first.teacher and g not in placed]
+    return found + ([Section("Networks alone", None, None, None, left)] if left else [])

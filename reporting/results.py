@@ -2,26 +2,17 @@
 
 import csv
 import json
-import os
 from functools import cached_property
-from pathlib import Path
 
 from engine.run import RESULT_KEYS, read_json
 
-CONFIG_KEYS = {"kind", "arch", "settings", "defaults", "effective_settings", "precision"}
-TASK = ("dataset", "train_limit", "val_limit", "holdout", "epoch", "batch_size")  # alike where costs are compared
-UNMIXED = 1000  # from this steepness on, and with b the whole batch, no image is mixed to speak of
-
-
-class NotARun(ValueError):
-    """A folder that holds no run. The message says why."""
+CONFIG_KEYS = set("command kind arch settings defaults effective_settings precision device".split())
+TASK = ("dataset", "train_limit", "val_limit", "holdout", "batch_size")  # alike in a section
+UNMIXED = 1000  # from this w on, and with b the whole batch, no image is mixed to speak of
 
 
 class RunFolder:
-    """One run as its folder tells it; without a result it is unfinished.
-
-    Raises NotARun where config.json or result.json is damaged or not of these programs.
-    """
+    """One run as its folder tells it; without a result it is unfinished. Raises ValueError where it is none."""
 
     def __init__(self, folder):
         self.folder, self.config, self.result = folder, read_dict(folder / "config.json", CONFIG_KEYS), None
@@ -29,9 +20,13 @@ class RunFolder:
             self.result = read_dict(folder / "result.json", RESULT_KEYS)
         self.settings, self.defaults = self.config["settings"], self.config["defaults"]
         self.network, self.teacher = self.config["arch"], self.config.get("teacher_arch")  # None: trained alone
+        self.teacher_hash = self.config.get("teacher_sha256")
         self.seed, self.task = self.settings["seed"], tuple(self.settings[flag] for flag in TASK)
-        decisive = {**self.config["effective_settings"], "precision": self.config["precision"], "seed": None}
-        self.key = json.dumps(decisive, sort_keys=True)  # runs that share it are repetitions of each other
+        self.budget = self.network, self.task, self.settings["epoch"]  # alike where costs are compared
+        # Runs that share it repeat each other. Without defaults: a flag may be younger than the run.
+        effective = self.config["effective_settings"].items()
+        decisive = {flag: value for flag, value in effective if value != self.defaults.get(flag)}
+        self.key = json.dumps({**decisive, "precision": self.config["precision"], "seed": None}, sort_keys=True)
 
     @property
     def method(self):
@@ -57,10 +52,8 @@ class RunFolder:
 
 def read_dict(path, keys):
     content = read_json(path)
-    if not isinstance(content, dict):
-        raise NotARun(f"{path.name} is missing or damaged")
-    if missing := keys - set(content):
-        raise NotARun(f"{path.name} has no {', '.join(sorted(missing))}")
+    if not isinstance(content, dict) or keys - set(content):
+        raise ValueError(f"{path.name} is missing, damaged or not of these programs")
     return content
 
 
@@ -69,29 +62,19 @@ def find(folders):
 
     A run found twice counts once, and of runs of the same settings and seed the first by name.
     """
-    paths, runs, passed_over, first = {}, [], [], {}
+    paths, runs, passed_over = {}, {}, []
     for folder in folders:
-        below = {path.resolve(): path for path in candidates(folder)}
-        paths = below | paths
-        if not below:
+        signs = [path for sign in ("config.json", "result.json", "ckpt") for path in folder.rglob(sign)]
+        paths = {path.parent.resolve(): path.parent for path in signs} | paths
+        if not signs:
             passed_over.append(f"{folder}: no run there")
     for path in sorted(paths.values()):
         try:
             run = RunFolder(path)
-        except NotARun as e:
+        except ValueError as e:
             passed_over.append(f"{path}: {e}, passed over")
             continue
-        same = first.setdefault((run.key, run.seed, run.result is None), path)
-        if same is path:
-            runs.append(run)
-        else:
-            passed_over.append(f"{path}: same settings and seed as {same}, passed over")
-    return runs, passed_over
-
-
-def candidates(folder):
-    """`folder` itself where it looks like a run, else those below it that do."""
-    for path, below, files in os.walk(folder):
-        if "ckpt" in below or {"config.json", "result.json", "metrics.csv"} & set(files):
-            below.clear()
-            yield Path(path)
+        first = runs.setdefault((run.key, run.seed, run.result is None), run)
+        if first is not run:
+            passed_over.append(f"{path}: same settings and seed as {first.folder}, passed over")
+    return list(runs.values()), passed_over

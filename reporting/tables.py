@@ -1,15 +1,14 @@
-"""The report as rows, and the rows as text: for the terminal, as Markdown, CSV and one HTML page."""
+"""The report as rows, and the rows as text: for the terminal, and in one document as Markdown and as HTML."""
 
 import base64
-import csv
-import io
 from pathlib import Path
 
 from engine.flops import forward_macs, relative_cost
 from models import model_dict
 from reporting import published
-from reporting.groups import kd_baseline, relative_to_kd, shared_settings
+from reporting.groups import kd_baseline, relative_to_kd
 
+ACCURACIES = ("best_acc", "last_acc", "test_acc_best", "test_acc_last")
 COLUMNS = {  # of a row: (title, format)
     **{name: (name, "") for name in ("teacher", "student", "setting", "method", "seeds")},
     "best_acc": ("best %", ".2f"),
@@ -18,6 +17,7 @@ COLUMNS = {  # of a row: (title, format)
     "test_acc_last": ("test %, last epoch", ".2f"),
     "published": ("published %", ".2f"),
     "difference": ("difference", "+.2f"),
+    "teacher_acc": ("its teacher %", ".2f"),
     "teacher_queries": ("images the teacher saw", ",.0f"),
     "computation": ("computation, % of KD", ".2f"),
     "computation_usual": ("same, backward = 2 forwards", ".2f"),
@@ -25,17 +25,13 @@ COLUMNS = {  # of a row: (title, format)
     "time": ("time, % of KD", ".1f"),
     "train_seconds": ("training, s", ".1f"),
 }
-IN_A_SECTION = list(COLUMNS)[3:]
-IN_A_TERMINAL = set(COLUMNS) - {"published", "difference", "computation_usual", "tmac"}
-ACCURACIES = [column for column in COLUMNS if "_acc" in column]
+IN_A_TERMINAL = set(COLUMNS) - {"published", "difference", "teacher_acc", "computation_usual", "tmac"}
 
 
-def rows(section, groups):
-    """[{column: number, text or None}], one for each group of a section; "..._std": over the seeds."""
-    return [row(section, name, g, kd_baseline(g, groups)) for name, g in section.named]
+def row(section, name, g, groups):
+    """{column: number, text or None} of a group of a section; "..._std": over the seeds."""
+    kd, stated = kd_baseline(g, groups), published.accuracy(g.first)
 
-
-def row(section, name, g, kd):
     def computation(ending):  # as the runs have it, else from the operations of `kd`
         own = g.mean(f"computation{ending}")
         return relative_to_kd(g, kd, f"train_macs{ending}") if own is None else 100 * own
@@ -43,13 +39,13 @@ def row(section, name, g, kd):
     return {
         "teacher": section.teacher,
         "student": section.student,
-        "setting": ", ".join(section.settings) or None,
+        "setting": section.setting,
         "method": name,
         "seeds": len(g.runs),
-        **{column: g.mean(column) for column in (*ACCURACIES, "teacher_queries", "train_seconds")},
+        **{column: g.mean(column) for column in (*ACCURACIES, "teacher_acc", "teacher_queries", "train_seconds")},
         **{f"{column}_std": g.spread(column) for column in ACCURACIES},
-        "published": g.published,
-        "difference": g.published and g.mean("best_acc") - g.published,
+        "published": stated,
+        "difference": stated and g.mean("best_acc") - stated,
         "computation": computation(""),
         "computation_usual": computation("_usual"),
         "tmac": g.mean("train_macs") / 1e12,
@@ -58,7 +54,7 @@ def row(section, name, g, kd):
     }
 
 
-def table(rows, columns):
+def table(rows, columns=tuple(COLUMNS)[3:]):
     """[titles, cells, ...] of strings, without the columns in which nothing stands."""
     columns = [column for column in COLUMNS if column in columns and any(row[column] is not None for row in rows)]
     return [[COLUMNS[column][0] for column in columns], *([cell(row, column) for column in columns] for row in rows)]
@@ -74,8 +70,8 @@ def cell(row, column):
 def progress(run):
     """An unfinished run as (folder, "57 of 240", best accuracy so far)."""
     accuracies = run.metrics.get("val/cls_acc", [])
-    best = f"{max(accuracies):.2f}" if accuracies else ""
-    return str(run.folder), f"{len(accuracies)} of {run.settings['epoch']}", best
+    done = f"{len(accuracies)} of {run.settings['epoch']}"
+    return str(run.folder), done, f"{max(accuracies):.2f}" if accuracies else ""
 
 
 def cost_table():
@@ -90,53 +86,6 @@ def cost_table():
     return table
 
 
-# -------------------------------------------------------------------------------------------------------- documents
-
-NOTES = (
-    "Accuracies are top-1 in percent, mean ± standard deviation (of the sample) over the seeds. The best epoch is "
-    "chosen on the validation images, which without --holdout are the test images, so best is a little optimistic. "
-    "Published figures (means of 4 runs, best epoch) stand only beside runs of the published recipe.",
-    "Computation is of convolutions and linear layers, relative to ordinary KD of the same pair, counting backward as "
-    "one forward pass as the paper does, and as two as is usual. TMAC: 10¹² multiply-accumulates of the whole "
-    "training, backward as one forward. Time is measured, and compared only on the same device in the same precision.",
-)
-
-
-def blocks(sections, groups, unfinished, pictures):
-    """The report as ("h1" | "h2" | "p" | "table" | "pre" | "picture", content), for either document.
-
-    sections: [(Section, its rows)]. pictures: [(path of a PNG, caption)].
-    """
-    yield "h1", "Report"
-    count, settings = sum(len(g.runs) for g in groups), ", ".join(shared_settings(groups))
-    yield "p", f"Finished runs: {count}. Settings of all, beside the published ones: {settings or 'none'}."
-    yield from (("p", note) for note in NOTES)
-    for section, rows in sections:
-        yield "h2", section.title
-        yield from (("p", line) for line in teacher_lines(section))
-        yield "table", table(rows, IN_A_SECTION)
-        yield "p", "To repeat the rows, in order:"
-        yield "pre", "\n".join(row["command"] for row in rows)
-    if unfinished:
-        yield "h2", "Unfinished"
-        yield "table", [("run", "epochs done", "best % so far"), *map(progress, unfinished)]
-    if pictures:
-        yield "h2", "Pictures"
-        yield from (("picture", picture) for picture in pictures)
-
-
-def teacher_lines(section):
-    """What is known of the teacher that was distilled from, beside its published accuracy where that compares."""
-    distilled = [g for _, g in section.named if g.first.teacher]
-    stated = ""
-    if any(g.published for g in distilled) and (
-        acc := published.pairs()[section.teacher, section.student]["teacher_acc"]
-    ):
-        stated = f" (published: {acc:.2f} %)"
-    for acc in sorted({g.mean("teacher_acc") for g in distilled} - {None}):
-        yield f"The teacher, {section.teacher}, has {acc:.2f} % on the validation images{stated}."
-
-
 def aligned(table):
     """A Markdown table whose columns line up. table: rows of strings, the first one the header."""
     widths = [max(map(len, column)) for column in zip(*table)]
@@ -144,31 +93,12 @@ def aligned(table):
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def csv_text(rows):
-    """A line a row, numbers in full."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def markdown(blocks):
-    form = {
-        "h1": "# {}".format,
-        "h2": "## {}".format,
-        "p": str,
-        "table": aligned,
-        "pre": "```bash\n{}\n```".format,
-        "picture": lambda picture: f"![{picture[0].stem}]({picture[0].name})\n\n{picture[1]}",
-    }
-    return "\n\n".join(form[kind](content) for kind, content in blocks) + "\n"
-
-
-def page(blocks):
-    """One HTML file that needs no other."""
+def document(form, **content):
+    """report.jinja in the form of md.jinja or html.jinja, the latter one page that needs no other file."""
     from jinja2 import Environment, FileSystemLoader  # only here: the terminal's table does not need it
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=form == "html", trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"aligned": aligned, "table": table}
     environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
-    return environment.get_template("page.html.jinja").render(blocks=blocks)
+    return environment.get_template("report.jinja").render(**content, form=f"{form}.jinja")

@@ -47,7 +47,7 @@ FLAGS = (  # with this seed the best epoch is the second
 ).split()
 STEPS = 5  # in an epoch
 LAST = "ckpt/student_last.pth"
-TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+TERM, INT, HUP, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL
 
 
 def start(main, flags, log, before=lambda: None):
@@ -311,6 +311,7 @@ IN_STEP = STEPS + 4
 FAULTS = {
     "SIGTERM in a step": Fault(at_step(IN_STEP, send(TERM)), 143, "stopped by SIGTERM in epoch 2 after step 4, saved"),
     "SIGINT in a step": Fault(at_step(IN_STEP, send(INT)), 130, "stopped by SIGINT in epoch 2 after step 4, saved"),
+    "SIGHUP in a step": Fault(at_step(IN_STEP, send(HUP)), 129, "stopped by SIGHUP in epoch 2 after step 4, saved"),
     "SIGTERM in the first step": Fault(at_step(1, send(TERM)), 143, "in epoch 1 after step 1, saved"),
     "SIGTERM in an epoch's last step": Fault(at_step(2 * STEPS, send(TERM)), 143, "in epoch 2 after step 5, saved"),
     "SIGTERM in validation": Fault(at_validation(3, send(TERM)), 143, "stopped by SIGTERM after epoch 2, saved"),

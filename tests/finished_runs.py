@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 from unittest.mock import patch
 
 import numpy as np
@@ -12,14 +13,13 @@ import student_v0
 import teacher
 from engine.run import make_config
 
-PARTS = [f"train/s_{part}_entropy" for part in ("select", "else", "all")]
 _counters = {}
 
 
 def config_of(program, line, teacher_arch=None):
     """What config.json holds of a command line."""
     parser = {"teacher.py": teacher, "student_v0.py": student_v0}[program].make_parser()
-    args = parser.parse_args(line.split())
+    args = parser.parse_args(shlex.split(line))
     more = {"kind": "teacher", "arch": getattr(args, "arch", None)}
     if teacher_arch:
         more = {
@@ -31,7 +31,7 @@ def config_of(program, line, teacher_arch=None):
         }
     with patch("engine.run.git_commit"):  # takes time
         config = make_config(parser, args, torch.device("cpu"), "bf16", **more)
-    return {**config, "command": f"{program} {line}", "versions": None}
+    return {**config, "command": shlex.join([program, *shlex.split(line)]), "versions": None}
 
 
 def make_run(folder, program, line, teacher_arch=None, epochs=2, finished=True, images=0, **result):
@@ -41,16 +41,20 @@ def make_run(folder, program, line, teacher_arch=None, epochs=2, finished=True, 
     """
     folder.mkdir(parents=True)
     config = config_of(program, line, teacher_arch)
+    settings = config["settings"]
     (folder / "config.json").write_text(json.dumps(config))
-    rng = np.random.default_rng(config["settings"]["seed"])
+    rng = np.random.default_rng(settings["seed"])
     x = np.arange(1, epochs + 1) / epochs
     columns = {
         "epoch": range(1, epochs + 1),
         "val/cls_acc": 70 * x**0.3 + rng.normal(0, 0.5, epochs),
         "val/cls_loss": 3 - 2 * x**0.3 + rng.normal(0, 0.02, epochs),
-        **({name: (i + 1) * (2 - x) for i, name in enumerate(PARTS)} if config["settings"].get("strategy") else {}),
         **{f"train/other{i}": x for i in range(12)},
     }
+    if config["kind"] == "student":
+        scored = np.arange(epochs) % settings["score_every"] == 0
+        for i, part in enumerate(("select", "all", "else") if settings["strategy"] else ("select", "all")):
+            columns[f"train/s_{part}_entropy"] = np.where(scored, (i + 1) * (2 - x), "")
     with (folder / "metrics.csv").open("w") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

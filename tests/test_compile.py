@@ -1,6 +1,7 @@
 """engine/compile.py: that what is fast computes the same; graphs by a stand-in for CUDA's."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import torch
 from conftest import QUICK, ROOT
 from faults import differences, flatten, outcome
 from test_programs import KD, distil, distiller_of
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import dataset
 import engine.compile
 import teacher
 from benchmarks.plain import PlainDistiller
@@ -199,7 +202,10 @@ def losses(trained_teacher, precision, compilation, steps=20):
     distiller = distiller_of(student, teacher_model, flags, images=64 * steps, cast=cast)
     plain = [distiller.teacher is teacher_model, distiller.student is student, distiller.ddp_student is student]
     assert plain == [compilation == "off"] * 3
-    return torch.stack([distiller.step(*batch)["train/loss"][0] for batch in distiller.batches(1)])
+    compiled = counters["stats"]["unique_graphs"]
+    values = torch.stack([distiller.step(*batch)["train/loss"][0] for batch in distiller.batches(1)])
+    assert counters["stats"]["unique_graphs"] == compiled  # all of it before the first step, whose seconds count
+    return values
 
 
 def test_fast_and_plain_give_the_same_losses(trained_teacher):
@@ -292,21 +298,68 @@ def test_a_frozen_teacher_that_differs_is_not_used(trained_teacher, monkeypatch,
         torch, "compile", lambda network, dynamic: lambda x, is_feat: (None, network(x) * torch.linspace(0.8, 1, 100))
     )
     assert freeze(teacher_model, images, nullcontext) is teacher_model
-    assert "differs from the plain one by" in capsys.readouterr().out
+    assert "stays as it is, frozen it differs by" in capsys.readouterr().out
 
 
-def test_resolve_compile(monkeypatch, capsys):
-    probed = []
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: probed.append(1) or function)
-    monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda x: probed.append(1))
+def compiler(monkeypatch, fails=()):
+    """torch.compile is a stand-in that changes nothing, but for what fails: of "frozen", "forward" and "backward"."""
+
+    def fail(*_):
+        raise SystemError("the compiler is gone\nand more")
+
+    def compile(network, dynamic):
+        def compiled(images, **options):
+            outputs = network(images, **options)
+            if ("forward" if network.training else "frozen") in fails:
+                fail()
+            if "backward" in fails and torch.is_grad_enabled():
+                tree_leaves(outputs)[-1].register_hook(fail)
+            return outputs
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+
+
+@pytest.mark.parametrize(
+    "fails, compiled", [("", "all"), ("frozen", "none"), ("forward", "teacher"), ("backward", "teacher")]
+)
+def test_compiling_leaves_no_trace_and_its_failure_is_one_line(
+    trained_teacher, tmp_path, monkeypatch, capsys, fails, compiled
+):
+    """A run whose compiled networks are the plain ones, or fail to compile, ends in the same bits as the plain run."""
+    flags = "--epoch 1 --milestones --train-limit 128"
+    plain = outcome(distil(trained_teacher, tmp_path / "plain", flags))
+    capsys.readouterr()
+    compiler(monkeypatch, fails)
+    folder = distil(trained_teacher, tmp_path / "compiled", flags, "--compile on")
+    assert plain and {name.rpartition("/")[2] for name in differences(outcome(folder), plain)} == {"compile"}
+    assert json.loads((folder / "config.json").read_text())["compile"] == compiled
+    lines = [line for line in capsys.readouterr().out.splitlines() if "compil" in line.replace(str(folder), "")]
+    assert lines == ["compilation: ResNet stays as it is, it does not compile here (the compiler is gone)"] * bool(
+        fails
+    )
+
+
+@pytest.mark.parametrize("fails, compiled", [("", "all"), ("forward", "none"), ("backward", "none")])
+def test_a_teacher_that_does_not_compile(monkeypatch, fails, compiled):
+    compiler(monkeypatch, fails)
+    args = teacher.make_parser().parse_args("--arch resnet8 --compile on".split())
+    model, data = model_dict["resnet8"](), dataset.load("synthetic", None, "cpu", 64, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = teacher.TeacherTrainer(model, args, data, nullcontext)
+    assert trainer.compile == compiled and (trainer.ddp_model is model) == (compiled == "none")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(weights.grad is None for weights in model.parameters())
+
+
+def test_resolve_compile(capsys):
     for device, pays in ((CPU, 10_000), (torch.device("cuda"), 50_000)):
-        probed.clear(), capsys.readouterr()
+        capsys.readouterr()
         assert resolve_compile("off", device, pays) == "none" and not capsys.readouterr().out
         assert resolve_compile("auto", device, pays - 1) == "none" and "too few" in capsys.readouterr().out
-        assert not probed
-        assert resolve_compile("auto", device, pays) == "teacher"
-        assert resolve_compile("on", device, pays - 1) == "all" and len(probed) == 2
+        assert resolve_compile("auto", device, pays) == "teacher" and "teacher" in capsys.readouterr().out
+        assert resolve_compile("on", device, pays - 1) == "all" and not capsys.readouterr().out
 
 
 def test_without_a_compiler_it_runs_on(tmp_path):
@@ -317,7 +370,7 @@ def test_without_a_compiler_it_runs_on(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("compilation:")]
-    assert line.startswith("compilation: none, it does not work here (")
+    assert line.startswith("compilation: ResNet stays as it is, it does not compile here (")
 
 
 @pytest.mark.parametrize("arch", ["MobileNetV2", "ShuffleV2"])

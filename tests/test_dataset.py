@@ -1,7 +1,9 @@
 """dataset.py: augmentation against torchvision's, batches, splits, and data that is not there."""
 
+import errno
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +145,26 @@ def test_missing_data_says_where_it_was_looked_for_and_what_to_do(tmp_path, no_s
     message = message_of(tmp_path / "a" / "data")
     assert f"{tmp_path / 'a' / 'data' / 'cifar-100-python'} is missing" in message
     assert not (tmp_path / "a").exists()
+
+
+def test_the_data_s_own_folder_is_known(tmp_path, monkeypatch, no_site):
+    (tmp_path / "cifar-100-python").mkdir()
+    monkeypatch.chdir(tmp_path / "cifar-100-python")
+    for root in (tmp_path / "cifar-100-python", Path()):
+        assert f"CIFAR-100 in {tmp_path / 'cifar-100-python'} is incomplete" in message_of(root)
+    assert not list(Path().iterdir())
+    Path("cifar-100-python").mkdir()  # as an earlier download left it
+    nested = tmp_path / "cifar-100-python" / "cifar-100-python"
+    assert f"CIFAR-100 in {nested} is incomplete" in message_of(nested.parent)
+
+
+def test_without_locks_data_is_still_read(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(dataset.fcntl, "flock", no_locks)
+    with dataset.one_at_a_time(tmp_path / "data"):
+        assert (tmp_path / "data").is_dir()
 
 
 def test_altered_data_is_not_used(tmp_path, no_site):

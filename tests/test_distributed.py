@@ -223,6 +223,9 @@ def workers(process):
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
+TWO = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -234,10 +237,43 @@ def workers(process):
     ],
 )
 def test_what_cannot_be_shared(flags, words, monkeypatch, capsys, trained_teacher):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in TWO.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as exit:
         student_v0.main(f"--teacher-path {trained_teacher} {QUICK} {flags}".split())
     assert exit.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"RANK": None, "MASTER_ADDR": None, "MASTER_PORT": None}, "RANK=, MASTER_ADDR=, MASTER_PORT="),
+        ({"RANK": ""}, "RANK="),
+        ({"RANK": "2"}, "RANK=2"),
+        ({"RANK": "-1"}, "RANK=-1"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+    ],
+)
+def test_a_launcher_that_is_not_there(changes, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # of a rank that waits for rank 0's line
+    for name, value in (TWO | changes).items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as exit:
+        teacher.main(f"--arch resnet8 {QUICK}".split())
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and f"environment: {words} is missing or wrong" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"WORLD_SIZE": "", "RANK": ""}, {"RANK": "1", "WORLD_SIZE": "1"}])
+def test_a_rank_without_a_world_says_nothing(variables, monkeypatch, tmp_path):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    teacher.main(f"--arch resnet8 {QUICK} --epoch 1 --milestones --train-limit 64 --experiments {tmp_path}".split())
+    assert list(tmp_path.glob("*/result.json"))
 
 
 def test_bad_input_is_told_once(tmp_path):

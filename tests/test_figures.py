@@ -1,5 +1,7 @@
 """figures.py and galleries.py: what the pictures show, and that all are drawn from a run as the programs leave it."""
 
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import student_v0
 from reporting import figures, galleries, groups, results
 
 PAIR = "--teacher-path experiments/teacher_vgg13 --student-arch vgg8"
-PICTURES = {"computation", "curves", "uncertainty", "selection", "images", "method"}
+PICTURES = {"computation", "seconds", "curves", "uncertainty", "selection", "images", "method"}
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +37,9 @@ def group_of(*folders):
     return group
 
 
-@pytest.fixture
-def titles():
-    """A function that gives the titles of a figure's axes, or their images."""
-    yield lambda figure: [axis.get_title() for axis in figure.axes]
+@pytest.fixture(autouse=True)
+def closed():
+    yield
     plt.close("all")
 
 
@@ -53,24 +54,25 @@ def test_every_picture_of_a_real_run(student, tmp_path):
 
 
 def test_held_out_images_were_never_to_be_selected(student):
-    counts, places = galleries.selected(read(student), None)
-    data = dataset.load("synthetic", None, "cpu", 640, 200).hold_out(100, 0)
-    assert places.tolist() == data.train.indices.tolist()
+    counts = galleries.selected(read(student), None)
+    places = dataset.load("synthetic", None, "cpu", 640, 200).hold_out(100, 0).train.indices
     assert counts.tolist() == np.load(student / "counter.npy").sum(0)[places].tolist()
     assert np.load(student / "counter.npy").sum() == counts.sum() > 0
 
 
-def test_most_and_least_selected(student, titles):
+def test_most_and_least_selected(student):
     run = read(student)
     counter = np.load(student / "counter.npy").astype(int).sum(0)
     images, labels = dataset.synthetic(640, "train")
     figure = galleries.most_and_least_selected(run, None)
-    shown = [axis.images[0].get_array() for axis in figure.axes]
-    assert len(shown) == 20
-    for i, (title, pixels) in enumerate(zip(titles(figure), shown)):
+    (axis,) = figure.axes
+    shown = [image.get_array() for image in axis.images]
+    texts = [text.get_text() for text in axis.texts if " of " in text.get_text()]
+    counts = galleries.selected(run, None)
+    assert len(shown) == len(texts) == 20
+    for i, (text, pixels) in enumerate(zip(texts, shown)):
         (place,) = np.flatnonzero((images == pixels).all((1, 2, 3)))
-        assert title == f"class {labels[place]}\n{counter[place]} of 2"
-        counts = galleries.selected(run, None)[0]
+        assert text == f"class {labels[place]}\n{counter[place]} of 2"
         assert counter[place] == (counts.max() if i < 10 else counts.min())
 
 
@@ -85,8 +87,8 @@ def test_method_shows_what_the_programs_make_of_a_batch(student):
     labels = [text.get_text() for text in below.texts]
     assert [f"{100 * weights[rank]:.0f} %" for rank in ranks] == [text for text in labels if "%" in text]
     shown = [np.asarray(image.get_array(), float) for image in below.images]
-    assert len(shown) == 9 * 3 + 3 and len(below.lines) == 3 * 2  # crossed out
-    for rank, raw, partner, mixed in zip(ranks, shown[0:27:3], shown[1:27:3], shown[2:27:3]):
+    assert len(shown) == 12 + 9 + 9 and [image.get_alpha() for image in below.images[:12]] == [1] * 9 + [0.4] * 3
+    for rank, raw, partner, mixed in zip(ranks, shown[:9], shown[12:21], shown[21:]):
         np.testing.assert_allclose(mixed, (1 - weights[rank]) * raw + weights[rank] * partner, atol=3)
 
 
@@ -97,23 +99,79 @@ def test_picture_undoes_normalizing():
     assert (galleries.as_pixels(image[0]) == pixels[0].numpy()).all()
 
 
-def test_mean_and_spread_over_seeds(tmp_path):
+def lines_of(axis):
+    """{label: (x, y)} of the lines in an axes."""
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines}
+
+
+def sections_of(*folders):
+    return groups.sections(groups.group(list(map(read, folders))))
+
+
+def test_curves_show_mean_and_spread_over_seeds(tmp_path):
     folders = [make_run(tmp_path / f"{i}", "student_v0.py", f"{PAIR} --seed {i}", "vgg13", epochs=5) for i in range(3)]
     columns = [read(folder).metrics["val/cls_acc"] for folder in folders]
-    mean, spread = figures.over_seeds(group_of(*folders), "val/cls_acc")
-    np.testing.assert_allclose(mean, np.mean(columns, 0))
-    np.testing.assert_allclose(spread, np.std(columns, 0, ddof=1))
-    assert not figures.over_seeds(group_of(folders[0]), "val/cls_acc")[1].any()
-    assert figures.over_seeds(group_of(folders[0]), "val/nothing") is None
+    for some, spread in ((folders, np.std(columns, 0, ddof=1)), (folders[:1], np.zeros(5))):
+        axis = figures.curves(sections_of(*some), figures.plot_styles(["UNIX"])).axes[0]
+        x, y = lines_of(axis)["UNIX"]
+        mean = np.mean(columns[: len(some)], 0)
+        assert x == [1, 2, 3, 4, 5]
+        np.testing.assert_allclose(y, mean)
+        (band,) = axis.collections
+        low, high = band.get_datalim(axis.transData).get_points()[:, 1]
+        np.testing.assert_allclose((low, high), ((mean - spread).min(), (mean + spread).max()))
+    assert not group_of(*folders).logged("val/nothing").size
 
 
-def test_uncertainty_shows_kept_dropped_and_all(tmp_path):
-    folder = make_run(tmp_path / "run", "student_v0.py", PAIR, "vgg13", epochs=4)
-    figure = figures.uncertainties(groups.sections([group_of(folder)]))
-    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
-    metrics = read(folder).metrics
-    parts = {"kept": "select", "dropped": "else", "all": "all"}
-    assert lines == {name: metrics[f"train/s_{part}_entropy"] for name, part in parts.items()}
+@pytest.mark.parametrize("every", [1, 5])
+def test_uncertainty_shows_kept_dropped_and_all_of_the_epochs_that_scored(tmp_path, every):
+    folder = make_run(tmp_path / "run", "student_v0.py", f"{PAIR} --score-every {every}", "vgg13", epochs=12)
+    scored, metrics = [epoch for epoch in range(1, 13) if (epoch - 1) % every == 0], read(folder).metrics
+    kd = make_run(tmp_path / "kd", "student_v0.py", f"{PAIR} --strategy 0 --k 64 --b 64 --w 1000", "vgg13")
+    (axis,) = figures.uncertainties(sections_of(folder, kd)).axes
+    lines = lines_of(axis)
+    assert set(lines) == {"kept", "dropped", "all"}
+    for name, part in {"kept": "select", "dropped": "else", "all": "all"}.items():
+        assert lines[name] == (scored, [metrics[f"train/s_{part}_entropy"][epoch - 1] for epoch in scored])
+
+
+def frontier_axes(folders, cost):
+    sections = sections_of(*folders)
+    figure = figures.frontier(
+        sections, figures.plot_styles([name for section in sections for name, _ in section.named]), cost, 1, ""
+    )
+    return figure and {axis.get_title(): axis for axis in figure.axes}
+
+
+def test_frontier_joins_kd_of_several_budgets(tmp_path):
+    kd = f"{PAIR} --strategy 0 --k 64 --b 64 --w 1000"
+    runs = {
+        f"{kd} --epoch 60 --milestones 38 45 53": (60, 70), f"{kd} --epoch 45 --milestones 28 34 40": (45, 68),
+        f"{kd} --epoch 45 --milestones 28 34 40 --seed 1": (47, 69), f"{kd} --epoch 30 --milestones 20 --T 2": (30, 60),
+        f"{PAIR} --epoch 60 --milestones 38 45 53": (50, 71),
+    }  # fmt: skip
+    folders = []
+    for i, (line, (cost, accuracy)) in enumerate(runs.items()):
+        more = {"train_macs": cost, "train_seconds": 2 * cost, "best_acc": accuracy}
+        folders.append(make_run(tmp_path / f"{i}", "student_v0.py", line, "vgg13", **more))
+    folders.append(make_run(tmp_path / "teacher", "teacher.py", "--arch vgg13", train_macs=999))
+    for cost, factor in (("train_macs", 1), ("train_seconds", 2)):
+        (axis,) = frontier_axes(folders, cost).values()
+        x, y = lines_of(axis)["KD, through its budgets"]
+        assert [value / factor for value in x] == [46, 60] and y == [68.5, 70]
+        assert max(max(line.get_xdata()) for line in axis.lines) == 60 * factor  # without the teacher's own training
+
+
+def test_seconds_are_drawn_of_one_machine_and_precision_only(tmp_path):
+    pairs = {student: f"--teacher-path teacher_vgg13 --student-arch {student}" for student in ("vgg8", "vgg11")}
+    lines = [f"{pair} --k {k}" for pair in pairs.values() for k in (32, 48)]
+    folders = [make_run(tmp_path / f"{i}", "student_v0.py", line, "vgg13") for i, line in enumerate(lines)]
+    assert len(frontier_axes(folders, "train_seconds")) == 2
+    config = json.loads((folders[0] / "config.json").read_text())
+    for change in ({"device": "another"}, {"precision": "fp32"}):
+        (folders[0] / "config.json").write_text(json.dumps({**config, **change}))
+        assert [title.split(",")[0] for title in frontier_axes(folders, "train_seconds")] == ["vgg13 → vgg11"]
+        assert len(frontier_axes(folders, "train_macs")) == 2
 
 
 @pytest.mark.parametrize("epochs", [3, 240])
@@ -122,7 +180,7 @@ def test_distribution_counts_every_image_once(tmp_path, epochs):
     folders = [
         make_run(tmp_path / f"{i}", "student_v0.py", f"{line} --seed {i}", "vgg13", epochs, images=1000) for i in (0, 1)
     ]
-    figure = figures.selection(groups.sections([group_of(*folders)]), None)
+    figure = figures.selection(sections_of(*folders), None)
     bars = figure.axes[0].patches[0].get_data()
     assert bars.values.sum() == 1000
     if epochs == 3:
@@ -162,10 +220,10 @@ def test_texts_do_not_overlap(tmp_path, students):
         for j, flags in enumerate(("", long, "--k 40 --T 2", "--train-limit 30000")):
             line = f"--teacher-path teacher_resnet32x4 --student-arch {('vgg8', 'vgg11', 'vgg13', 'vgg16', 'vgg19')[i]}"
             make_run(tmp_path / f"{i}{j}", "student_v0.py", f"{line} {flags}", "resnet32x4", 240, images=100)
-    sections = groups.sections(groups.group(results.find([tmp_path])[0]))
-    styles = figures.plot_styles(sections)
+    sections = sections_of(*tmp_path.iterdir())
+    styles = figures.plot_styles([name for section in sections for name, _ in section.named])
     drawn = [
-        figures.accuracy_against_computation(sections, styles),
+        figures.frontier(sections, styles, "train_seconds", 1, "training, s"),
         figures.curves(sections, styles),
         figures.uncertainties(sections),
         figures.selection(sections, None),
@@ -176,6 +234,5 @@ def test_texts_do_not_overlap(tmp_path, students):
 
 
 def test_styles_differ_without_color():
-    sections = [groups.Section(None, None, [], [(str(i), None) for i in range(30)])]
-    styles = figures.plot_styles(sections)
+    styles = figures.plot_styles(range(30))
     assert len({(style["marker"], str(style["linestyle"])) for style in styles.values()}) == 30

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -467,6 +468,7 @@ STUDENT_BAD_FLAGS = [
     "--strategy 4", "--strategy -1",
     "--w inf", "--T nan", "--other-distill FitNet", "--student-arch resnet9", "--teacher-arch resnet9",
     "--batch-size 32", "--strategy 0 --score-every 2", "--score-every 0", "--teacher-ckpt a/b", "--teacher-ckpt *",
+    "--T 0.009",
 ]  # fmt: skip
 
 
@@ -544,6 +546,13 @@ def test_a_student_is_a_teacher_where_that_is_said(trained_teacher, tmp_path):
     with pytest.raises(student_v0.CheckpointError, match="a distilled student; --teacher-arch resnet8 says"):
         distil(folder, tmp_path, short)
     assert "_teacher_resnet8_v0_student_" in distil(folder, tmp_path, short, "--teacher-arch resnet8").name
+
+
+def test_in_a_notebook_s_thread(tmp_path):
+    flags = f"--arch resnet8 {QUICK} --epoch 1 --milestones --train-limit 64 --experiments {tmp_path}".split()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(teacher.main, flags).result()
+    assert list(tmp_path.glob("*/result.json"))
 
 
 def test_missing_data_writes_nothing(tmp_path, monkeypatch, trained_teacher):

@@ -1,8 +1,12 @@
 """engine/run.py: names, folders and files of runs."""
 
+import errno
 import fcntl
 import json
+import os
+import stat
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -250,6 +254,61 @@ def test_a_folder_moved_aside_while_waiting_for_its_lock_is_not_taken(tmp_path, 
     monkeypatch.setattr(fcntl, "flock", moved_meanwhile)
     with pytest.raises(RunError, match="in use"):
         lock(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_without_locks_a_run_goes_on_and_says_so_once(tmp_path, monkeypatch, capsys, number):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    open_run(tmp_path / "run", config())
+    open_run(tmp_path / "run", config(), fresh=True)  # locks the old folder and the new one
+    err = capsys.readouterr().err
+    assert err.startswith(f"warning: {tmp_path / 'run' / '.lock'}: {os.strerror(number)}; two processes in this folder")
+    assert err.count("\n") == 1 and (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_lock_names_its_holder(tmp_path):
+    held = lock(tmp_path)
+    with pytest.raises(RunError, match=rf"in use by another process \(pid {os.getpid()} on "):
+        lock(tmp_path)
+    held.close()
+    lock(tmp_path).close()
+
+
+@pytest.mark.parametrize("number, fatal", [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_folders_that_cannot_be_synced(tmp_path, monkeypatch, number, fatal):
+    def only_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    with pytest.raises(OSError, match=f"{tmp_path} could not be synced") if fatal else nullcontext():
+        write_file(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
+
+
+def test_a_link_to_nothing_is_no_folder(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=f"cannot be made: {tmp_path / 'link'} is a link to nothing"):
+        open_run(tmp_path / "link" / "run", config())
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("script, commit", [
+    ("echo fatal: detected dubious ownership in repository >&2; echo more >&2; exit 128",
+     "(fatal: detected dubious ownership in repository)"),
+    ("echo 0123-dirty", "0123-dirty"), ("exit 1", "(git failed)"), (None, "(git is not installed)"),
+])  # fmt: skip
+def test_an_unknown_commit_says_why(tmp_path, monkeypatch, script, commit):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "git").chmod(0o755)
+    parser = teacher.make_parser()
+    args = parser.parse_args(["--arch", "resnet8"])
+    assert make_config(parser, args, torch.device("cpu"), "fp32")["versions"]["commit"] == commit
 
 
 def test_which_checkpoints_are_kept(tmp_path):

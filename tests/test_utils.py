@@ -1,10 +1,14 @@
 """utils.py: flags' types, device and precision, schedule."""
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +17,8 @@ from conftest import ROOT
 
 import dataset
 import engine.trainer
+import report
+import student_v0
 import teacher
 import utils
 from models import model_dict
@@ -24,6 +30,7 @@ from utils import (
     hours,
     learning_rate,
     number,
+    stop_signals,
 )
 
 
@@ -73,6 +80,17 @@ def test_several_processes_take_a_gpu_each(monkeypatch, gpu_id, expected):
         choose_device(Parser("x"), gpu_id)
 
 
+@pytest.mark.parametrize("rank, expected", [(1, "cuda:1"), (5, "cuda:1"), (6, "cuda:2")])
+def test_without_a_local_rank_gpus_are_taken_in_turn(monkeypatch, rank, expected):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    assert str(choose_device(Parser("x"), None)) == expected
+
+
 def test_flags_reach_what_they_set(monkeypatch):
     """--precision and --compile, up to the settings of the process."""
     prepared = []
@@ -114,7 +132,8 @@ def test_missing_gpu(monkeypatch, capsys, visible, gpu_id):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     with pytest.raises(SystemExit) as exit:
         choose_device(Parser("x"), gpu_id)
-    assert exit.value.code == 2 and f"there is no GPU {gpu_id}" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and f"there is no GPU {gpu_id}" in err and "leaving it out takes" in err
 
 
 @pytest.mark.parametrize(
@@ -175,6 +194,60 @@ def test_process_seconds():
     start = time.monotonic()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout
     assert 0.5 < float(out) < time.monotonic() - start + 0.05
+
+
+def test_paths_of_flags_know_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    teacher_flags = "--arch resnet8 --experiments=~/exp --data-root=~/data".split()
+    args = teacher.make_parser().parse_args(teacher_flags)
+    assert (args.experiments, args.data_root) == (tmp_path / "exp", tmp_path / "data")
+    args = student_v0.make_parser().parse_args(["--teacher-path=~/t", "--experiments=~no-such-user/x"])
+    assert (args.teacher_path, args.experiments) == (tmp_path / "t", Path("~no-such-user/x"))
+    args = report.make_parser().parse_args(["~/a", "~/b", "--out=~/out", "--data-root=~/data"])
+    assert args.folders == [tmp_path / "a", tmp_path / "b"]
+    assert (args.out, args.data_root) == (tmp_path / "out", tmp_path / "data")
+
+
+LISTENED_TO = """
+import os, sys, utils
+def main():
+    for i in range(20_000):  # more than a pipe holds
+        print("±", i)
+    print("to stderr", file=sys.stderr)
+    print(sys.stderr.isatty(), end="")
+    open("done", "w").close()
+utils.run_main(main)
+"""
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "| head -n 1", "2>&1 | true", ">/dev/full", "| cat"])
+def test_a_program_goes_on_whoever_listens(tmp_path, streams):
+    command = f'"$0" -c "$1" {streams}; exit ${{PIPESTATUS[0]}}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(
+        ["bash", "-c", command, sys.executable, LISTENED_TO],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and (tmp_path / "done").exists(), result.stderr
+    assert result.stderr == ("" if "2>" in streams else "to stderr\n")
+    if streams == "| cat":
+        assert result.stdout.startswith("? 0\n? 1\n") and result.stdout.endswith("\n? 19999\nFalse")
+
+
+def test_which_signals_stop():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert stop_signals() == [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        assert stop_signals() == [signal.SIGTERM, signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(stop_signals).result() == []
 
 
 def test_hours():
