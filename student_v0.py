@@ -181,8 +181,8 @@ class Distiller(Trainer):
         if self.scoring:
             stats["train/acc"] = correct(raw_logits, labels)[mine.rank]
             stats["train/center_dist"] = self.center_dist(raw_features[-1], labels)[mine.kept]
-            measures = confidences(raw_log_p)
-            groups = {"s_select": mine.kept, "s_else": mine.rank[len(mine.kept) :], "s_all": mine.rank}
+            kept, measures = len(mine.kept), confidences(raw_log_p[mine.rank])
+            groups = {"s_select": slice(kept), "s_else": slice(kept, None), "s_all": slice(None)}
         else:
             stats["train/acc"] = correct(s_logits, labels[mine.kept])
         if not self.selector.needs_scores:

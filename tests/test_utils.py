@@ -87,7 +87,7 @@ def test_without_a_local_rank_gpus_are_taken_in_turn(monkeypatch, rank, expected
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
     assert str(choose_device(Parser("x"), None)) == expected
 
 
