@@ -84,8 +84,8 @@ def test_the_checks_of_a_gpu_are_runs_that_exist(monkeypatch, tmp_path):
     """Where there are two GPUs, as far as a CPU can tell: the flags of every run, and each check once."""
     monkeypatch.setattr(check_gpu, "CUDA", True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    checks = dict(check_gpu.checks(tmp_path, "bf16"))
-    assert len(checks) > 25 and len(list(check_gpu.checks(tmp_path, "bf16"))) == len(checks)
+    checks = dict(check_gpu.checks(tmp_path, None, "bf16"))
+    assert len(checks) > 25 and len(list(check_gpu.checks(tmp_path, None, "bf16"))) == len(checks)
     runs = [function.args for function in checks.values() if getattr(function, "func", None) is check_gpu.graphed]
     assert len(runs) > 15
     for main, flags, *_ in runs:
@@ -97,4 +97,4 @@ def test_the_checks_of_a_gpu_are_runs_that_exist(monkeypatch, tmp_path):
 
 
 def test_the_exchange_works_between_cpus():
-    assert "gradients" in check_gpu.exchange()
+    assert "gradients" in check_gpu.exchange(torch.device("cpu"))
