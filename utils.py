@@ -90,9 +90,9 @@ def add_shared_flags(parser):
     add = parser.add_argument_group("machine and files").add_argument
     add("--gpu-id", type=number(int, -1, MANY), metavar="ID",
         help="index among the visible GPUs; -1: the CPU (the first visible GPU, else the CPU)")
-    add("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto",
+    add("--precision", choices=("auto", "fp32", "tf32", *HALVES), default="auto",
         help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively, fp16 on "
-        "GPUs of before it that have tensor cores, else fp32)")
+        "older GPUs with tensor cores, else fp32)")
     add("--compile", choices=("auto", "on", "off"), default="auto",
         help="compile the frozen teacher and the trained network (auto: the teacher alone, in runs long enough for it "
         "to pay); off: use no CUDA graphs either")
@@ -240,7 +240,7 @@ def choose_precision(parser, args, device):
     halves = "bf16"
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
-        native, halves = capability >= (7, 0), "bf16" if capability >= (8, 0) else "fp16"
+        native, halves = capability >= (7, 0), "bf16" if capability >= (8, 0) else "fp16"  # since Volta, since Ampere
     else:
         # torch tells these by private functions alone; without them fp32 is the safe answer
         tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -287,7 +287,7 @@ def peak_memory(device):
 
 
 def reset_peak_memory(device):
-    """Forget what was in use up to now; for a CPU's process Linux does not."""
+    """From now on, a GPU's peak_memory() is of what follows."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what is kept for later counts as in use
         torch.cuda.reset_peak_memory_stats(device)

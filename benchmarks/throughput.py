@@ -226,12 +226,7 @@ def main():
     add = parser.add_argument
     add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=" ".join(METHODS))
-    add(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="ours; the plain loop's is fp32 (auto)",
-    )
+    add("--precision", choices=("auto", "fp32", *HALVES), default="auto", help="ours; the plain loop's is fp32 (auto)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="as a run of 240 epochs takes it (auto)")
     add("--rounds", type=number(int, 1, 1000), default=3)
     add("--steps", type=number(int, 1, 1000), default=10, help="a round (10)")

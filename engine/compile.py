@@ -83,8 +83,7 @@ class CUDAGraphed:
 
 
 def place(network, device, autocast):
-    """The network on the device, channels last: what tensor cores and CPUs take. Other arithmetic of GPUs is channels
-    first."""
+    """The network on the device, channels last; channels first where a GPU computes without tensor cores, in fp32."""
     with autocast():
         first = device.type == "cuda" and not (torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32)
     if first:

@@ -39,10 +39,9 @@ class Trainer:
         with autocast():
             fp16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)  # keeps the in-place contract with fused SGD
-        for weights in (
-            model.parameters() if fp16 else ()
-        ):  # torch leaves any memory in it where the first step overflows
-            self.optimizer.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
+        if fp16:  # where the first step overflows, torch would leave these as allocated
+            for weights in model.parameters():
+                self.optimizer.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
 
     def begin_epoch(self, epoch):
         """Set the numbers that step() reads. Returns them: another tuple has the step recorded anew."""
