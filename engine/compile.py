@@ -92,20 +92,14 @@ def place(network, device, autocast):
 
 
 def resolve_compile(wanted, device, steps):
-    """What to compile: "none", "teacher" or "all". Prints why where `wanted` leaves it open.
+    """What to compile: "none", "teacher" or "all".
 
     wanted: "auto", "on" or "off". steps: of the whole run.
     """
-    if wanted == "off":
-        return "none"
-    if wanted == "auto" and steps < COMPILING_PAYS[device.type]:
-        print(f"compilation: none ({steps} steps are too few for it to pay; --compile on overrides)")
+    if wanted == "off" or (wanted == "auto" and steps < COMPILING_PAYS[device.type]):
         return "none"
     # Compiling the training saved next to nothing on a CPU, and few kernels on a GPU; under DDP it stays plain.
-    choice = "all" if wanted == "on" and distributed.world_size() == 1 else "teacher"
-    if wanted == "auto":
-        print(f"compilation: {choice} (--compile overrides)")
-    return choice
+    return "all" if wanted == "on" and distributed.world_size() == 1 else "teacher"
 
 
 def compile_network(network, images, autocast, grad=False, **options):

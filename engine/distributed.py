@@ -7,6 +7,7 @@ A program started by itself is a world of one: nothing is exchanged. Functions t
 
 import os
 import time
+import warnings
 
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -82,8 +83,10 @@ def wrap_ddp(model):
     """The model as it is called for training: its gradients become the mean over the processes."""
     if world_size() == 1:
         return model
-    # buffers (batch norm statistics) are taken from rank 0 before validation, not at every forward pass
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for broadcast_buffers
+        # buffers (batch norm statistics) are taken from rank 0 before validation, not at every forward pass
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def run_on_rank0(function):

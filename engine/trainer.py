@@ -168,6 +168,8 @@ def fit(run, trainer, **result):
     """
     train_data = trainer.data.train
     run.config["compile"] = trainer.compile
+    if trainer.args.compile == "auto":
+        print(f"compilation: {trainer.compile} (--compile overrides)")
     with run:
         train(run, trainer)
         result |= {**final_test(run, trainer), "peak_memory_bytes": peak_memory(train_data.labels.device)}
