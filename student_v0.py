@@ -19,7 +19,7 @@ import torch
 
 import dataset
 from engine import distributed
-from engine.compile import compile_network, freeze
+from engine.compile import compile_network, freeze, place
 from engine.flops import cost_so_far, forward_macs
 from engine.meters import Evaluator, correct
 from engine.run import Run, arch_from_name, find_checkpoint, format_value, make_config, name_suffix, teacher_name
@@ -153,9 +153,7 @@ class Distiller(Trainer):
         if args.other_distill:
             weight, feature_loss = FEATURE_LOSSES[args.other_distill]
             loss = loss + weight * feature_loss(s_features, t_features)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.update(loss)
 
         # 4. log, by rank: the student on all raw images where it scores them, else on the kept mixed ones
         if self.scoring:
@@ -190,9 +188,11 @@ class Distiller(Trainer):
         return cost_so_far(self.student_macs, self.teacher_macs, epochs * kept, scored_epochs * n, epochs * n)
 
     def state(self):
-        return {name: getattr(self, name) for name in ("counter", "most_uncertain", "centers", "scores")}
+        own = {name: getattr(self, name) for name in ("counter", "most_uncertain", "centers", "scores")}
+        return super().state() | own
 
     def load_state(self, state):
+        super().load_state(state)
         self.counter = state["counter"]
         for name in ("most_uncertain", "centers", "scores"):
             getattr(self, name).copy_(state[name])
@@ -229,7 +229,7 @@ def main(argv=None):
     data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit)
     data = data.hold_out(args.holdout, args.seed)
     cast = autocast(device, run.config["precision"])
-    teacher = teacher.to(device, memory_format=torch.channels_last)
+    teacher = place(teacher, device, cast)
     _, teacher_acc, _ = Evaluator(teacher, data.val, cast)()
     print(f"teacher {checkpoint['arch']} ({path}): {teacher_acc:.2f} % on the validation images")
     if args.holdout and not same_split(args, checkpoint.get("settings")):

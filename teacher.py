@@ -50,9 +50,7 @@ class TeacherTrainer(Trainer):
         with self.autocast():
             logits = self.ddp_model(images)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        self.optimizer.zero_grad()
-        losses.mean().backward()
-        self.optimizer.step()
+        self.update(losses.mean())
         return {"train/cls_loss": losses.detach(), "train/cls_acc": correct(logits, labels)}
 
     def cost(self, epochs):

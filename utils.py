@@ -21,6 +21,7 @@ from engine.compile import setup_backend
 
 TRAIN_SIZE, TEST_SIZE = 50_000, 10_000
 MANY = 1_000_000  # a bound for what has no natural one
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def as_path(text):
@@ -89,11 +90,12 @@ def add_shared_flags(parser):
     add = parser.add_argument_group("machine and files").add_argument
     add("--gpu-id", type=number(int, -1, MANY), metavar="ID",
         help="index among the visible GPUs; -1: the CPU (the first visible GPU, else the CPU)")
-    add("--precision", choices=("auto", "fp32", "tf32", "bf16"), default="auto",
-        help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively)")
+    add("--precision", choices=("auto", "fp32", "tf32", *HALVES), default="auto",
+        help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively, fp16 on "
+        "older GPUs with tensor cores, else fp32)")
     add("--compile", choices=("auto", "on", "off"), default="auto",
-        help="compile the frozen teacher and, on a GPU, the trained network (auto: in runs long enough for it to pay); "
-        "off: use no CUDA graphs either")
+        help="compile the frozen teacher and the trained network (auto: the teacher alone, in runs long enough for it "
+        "to pay); off: use no CUDA graphs either")
     add("--sync-bn", action="store_true", help="over several GPUs: batch norm over the whole batch (off: over a part)")
     add("--experiments", type=as_path, default=Path("experiments"), metavar="DIR", help="of all runs (./experiments)")
     add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",
@@ -216,34 +218,43 @@ def choose_device(parser, gpu_id):
     device = torch.device("cuda", gpu_id or 0)
     try:
         torch.cuda.set_device(device)
-        torch.empty(1, device=device)
-    except RuntimeError as e:  # a driver too old, a card that is full or another's alone
-        parser.error(f"argument --gpu-id: GPU {device.index} cannot be used ({str(e).splitlines()[0]}); -1 is the CPU")
+        torch.ones(1, device=device).item()  # runs a kernel
+    # a driver too old, a card that is full or another's alone, or one that this torch has no kernels for
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as e:
+        reason = str(e).splitlines()[0]
+        if "no kernel image" in reason:
+            name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+            known = f"torch {torch.__version__} has kernels for {' '.join(torch.cuda.get_arch_list())}"
+            remedy = "a card older than these takes a torch built for an older CUDA, a newer card a newer torch"
+            reason = f"{name} is an sm_{major}{minor}, this {known}; {remedy}: https://pytorch.org/get-started"
+        parser.error(f"argument --gpu-id: GPU {device.index} cannot be used ({reason}); -1 is the CPU")
     return device
 
 
 def choose_precision(parser, args, device):
-    """ "fp32", "tf32" or "bf16". Exits with code 2 for tf32 on a CPU."""
-    if args.precision == "tf32" and device.type != "cuda":
-        parser.error("argument --precision: tf32 is of GPUs")
+    """ "fp32", "tf32", "bf16" or "fp16". Exits with code 2 for one that a CPU has not."""
+    if args.precision in ("tf32", "fp16") and device.type != "cuda":
+        parser.error(f"argument --precision: {args.precision} is of GPUs")
     if args.precision != "auto":
         return args.precision
+    halves = "bf16"
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        capability = torch.cuda.get_device_capability(device)
+        native, halves = capability >= (7, 0), "bf16" if capability >= (8, 0) else "fp16"  # since Volta, since Ampere
     else:
         # torch tells these by private functions alone; without them fp32 is the safe answer
         tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
-    precision = "bf16" if native else "fp32"
-    print(f"precision: {precision} ({'native here' if native else 'no native bf16 here'}; --precision overrides)")
+    precision = halves if native else "fp32"
+    print(f"precision: {precision} ({'native here' if native else f'no native {halves} here'}; --precision overrides)")
     return precision
 
 
 def autocast(device, precision):
     """A function that gives a fresh context for a network's forward pass in this precision."""
-    if precision != "bf16":
+    if precision not in HALVES:
         return nullcontext
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+    return partial(torch.autocast, device.type, dtype=HALVES[precision])
 
 
 def learning_rate(args, epoch):
@@ -273,6 +284,13 @@ def peak_memory(device):
     with suppress(OSError):
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
+
+
+def reset_peak_memory(device):
+    """From now on, a GPU's peak_memory() is of what follows."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what is kept for later counts as in use
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def hours(seconds):

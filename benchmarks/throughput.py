@@ -33,11 +33,11 @@ import dataset
 import student_v0
 import teacher
 from benchmarks.plain import PlainClassifier, PlainDistiller, batches
-from engine.compile import setup_backend
+from engine.compile import place, setup_backend
 from engine.flops import forward_macs, training_macs
 from engine.trainer import TrainStep
 from models import model_dict
-from utils import Parser, autocast, choose_device, choose_precision, number, peak_memory, run_main
+from utils import HALVES, Parser, autocast, choose_device, choose_precision, number, peak_memory, run_main
 
 ROOT = Path(__file__).parent.parent
 PAIRS = ("wrn_40_2:wrn_16_2", "resnet32x4:resnet8x4", "vgg13:MobileNetV2", "resnet56:resnet20")
@@ -51,12 +51,12 @@ WARM_UP = 8  # steps before each round: compile, record a graph, use up what the
 
 
 def arguments(method, pair, compilation="auto"):
-    """A program's arguments. compilation: of --compile; "auto" decides as in a run of 240 epochs."""
+    """A program's arguments. compilation: of --compile; "auto" decides as in a run of 240 epochs of all images."""
     teacher_arch, student_arch = pair.split(":")
+    shared = f"--compile {compilation} --epoch {240 * 50_000 // IMAGES}"
     if METHODS[method] is None:
-        return teacher.make_parser().parse_args(["--arch", teacher_arch, "--compile", compilation])
-    flags = f"--student-arch {student_arch} --compile {compilation} {METHODS[method]}"
-    return student_v0.make_parser().parse_args(flags.split())
+        return teacher.make_parser().parse_args(f"--arch {teacher_arch} {shared}".split())
+    return student_v0.make_parser().parse_args(f"--student-arch {student_arch} {shared} {METHODS[method]}".split())
 
 
 def networks(pair):
@@ -65,16 +65,16 @@ def networks(pair):
     return [model_dict[arch]() for arch in pair.split(":")]
 
 
-def our_step(device, method, pair, precision, compilation):
+def our_step(device, method, pair, precision="fp32", compilation="auto", graphs=True):
     """A function without arguments: the programs' own step, data included."""
     args = arguments(method, pair, compilation)
-    setup_backend(device, graphs=compilation != "off")
+    setup_backend(device, graphs=graphs)
     data, cast = dataset.load("synthetic", None, device, IMAGES, 1), autocast(device, precision)
     teacher_model, student = networks(pair)
     if METHODS[method] is None:
         trainer = teacher.TeacherTrainer(teacher_model, args, data, cast)
     else:
-        teacher_model.to(device, memory_format=torch.channels_last).eval()
+        teacher_model = place(teacher_model, device, cast).eval()
         trainer = student_v0.Distiller(student, teacher_model, args, data, cast)
     step = TrainStep(trainer)
     steps = (batch for epoch in itertools.count(1) for batch in trainer.batches(epoch))
@@ -100,18 +100,8 @@ def operations(method, pair):
     return 2 * training_macs(student_macs, teacher_macs, args.k, BATCH if args.strategy else 0, backward=2)
 
 
-@functools.cache
-def made(make, device, *settings):
-    """The step make(device, *settings) of this process."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    with contextlib.redirect_stdout(sys.stderr):  # what is compiled is no part of the table
-        return make(device, *settings)
-
-
-def seconds(steps, make, device, *settings):
+def seconds(step, steps, device):
     """Seconds a step, over so many."""
-    step = made(make, device, *settings)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronize()
     begin = time.perf_counter()
@@ -121,19 +111,46 @@ def seconds(steps, make, device, *settings):
     return (time.perf_counter() - begin) / steps
 
 
-def product(device, dtype, n):
-    a = torch.randn(n, n, device=device).to(dtype)
-    return lambda: a @ a
+class Side:
+    """A step, by make(device, *settings), in a process of its own."""
+
+    def __init__(self, make, device, *settings):
+        self.step = make, device, *settings
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    def __call__(self, steps):
+        """Take so many. Returns seconds a step."""
+        return self.pool.submit(take, steps, *self.step).result()
+
+    def end(self):
+        """Peak memory in bytes."""
+        with self.pool:
+            return self.pool.submit(peak_memory, self.step[1]).result()
+
+
+def take(steps, make, device, *settings):
+    """In a Side's process."""
+    return seconds(made(make, device, *settings), steps, device)
+
+
+@functools.cache
+def made(make, device, *settings):
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with contextlib.redirect_stdout(sys.stderr):  # what is compiled is no part of the table
+        return make(device, *settings)
 
 
 def matmul_rate(device, dtype):
     """Floating-point operations a second of a large matrix product, the fastest of several."""
     n = 8192 if device.type == "cuda" else 2048
-    return 2 * n**3 / min(seconds(1, product, device, dtype, n) for _ in range(11))
+    a = torch.randn(n, n, device=device).to(dtype)
+    return 2 * n**3 / min(seconds(lambda: a @ a, 1, device) for _ in range(11))
 
 
 def table(args, precision, device):
-    limits = {name: matmul_rate(device, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    dtypes = {"fp32": torch.float32, precision: HALVES.get(precision, torch.float32)}
+    limits = {name: matmul_rate(device, dtype) for name, dtype in dtypes.items()}
     print(", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits.items()), end="")
     print(f"; median of {args.rounds} rounds of {args.steps} steps, batch {BATCH}\n")
     print(f"{'':32}{'images/s':>19}{'':18}{'ms/step':>9}{'of limit':>19}{'peak memory, MB':>18}")
@@ -141,18 +158,15 @@ def table(args, precision, device):
     for pair in args.pairs:
         sides = {}
         for method in args.methods:
-            sides[method, "ours"] = our_step, device, method, pair, precision, args.compile
-            sides[method, "plain"] = plain_step, device, method, pair
-        processes = {name: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for name in sides}
+            sides[method, "ours"] = Side(our_step, device, method, pair, precision, args.compile, args.compile != "off")
+            sides[method, "plain"] = Side(plain_step, device, method, pair)
         taken = {name: [] for name in sides}
         for _ in range(args.rounds):
             for name, side in sides.items():
-                processes[name].submit(seconds, WARM_UP, *side).result()
-                taken[name].append(processes[name].submit(seconds, args.steps, *side).result())
+                side(WARM_UP)
+                taken[name].append(side(args.steps))
                 time.sleep(0.5)  # until the plain loop's workers are idle
-        peaks = {name: process.submit(peak_memory, device).result() / 1e6 for name, process in processes.items()}
-        for process in processes.values():
-            process.shutdown()
+        peaks = {name: side.end() / 1e6 for name, side in sides.items()}
         for method in args.methods:
             ours, plain = taken[method, "ours"], taken[method, "plain"]
             ratios = sorted(p / o for p, o in zip(plain, ours))
@@ -178,7 +192,7 @@ def startup(args, device):
         teacher_arch, student_arch = pair.split(":")
         with tempfile.TemporaryDirectory() as folder:
             environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
-            weights = f"{folder}/teacher_{teacher_arch}.pth"
+            weights = Path(folder) / f"teacher_{teacher_arch}.pth"
             torch.save({"state_dict": model_dict[teacher_arch]().state_dict(), "arch": teacher_arch}, weights)
             for name, command in {
                 "teacher": f"teacher.py --arch {teacher_arch}",
@@ -198,7 +212,7 @@ def main():
     add = parser.add_argument
     add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=" ".join(METHODS))
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="ours; the plain loop's is fp32 (auto)")
+    add("--precision", choices=("auto", "fp32", *HALVES), default="auto", help="ours; the plain loop's is fp32 (auto)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="as a run of 240 epochs takes it (auto)")
     add("--rounds", type=number(int, 1, 1000), default=3)
     add("--steps", type=number(int, 1, 1000), default=10, help="a round (10)")

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from engine import distributed
 
-COMPILING_PAYS = 10_000  # steps; in shorter runs compiling costs more seconds than it saves
+COMPILING_PAYS = {"cpu": 10_000, "cuda": 50_000}  # steps; in shorter runs it costs more seconds than it saves
 ROUNDING = 0.05  # of logits in bf16 through fifty layers; relative, by norm
 
 
@@ -48,14 +48,28 @@ class CUDAGraphed:
             self.calls += 1
             if self.calls <= self.WARM_UP:
                 return self.warm_up(*inputs)
-            gc.collect()  # an unreachable graph, as of an earlier evaluation, holds memory until then
-            self.inputs = [tensor.clone() for tensor in inputs]
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self.outputs = self.function(*self.inputs)
+            try:
+                self.capture(inputs)
+            except Exception as e:  # nothing has been run: all state is as it was
+                CUDAGraphed.enabled = False
+                self.reset()
+                print(f"CUDA graphs: off, a step could not be captured ({(str(e).strip() or repr(e)).splitlines()[0]})")
+                return self.function(*inputs)
         torch._foreach_copy_(self.inputs, list(inputs))
         self.graph.replay()
         return self.outputs
+
+    def capture(self, inputs):
+        """Record the function for inputs like these, without running it."""
+        gc.collect()  # an unreachable graph, as of an earlier evaluation, holds memory until then
+        current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        self.inputs = [tensor.clone() for tensor in inputs]
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.outputs = self.function(*self.inputs)
+        finally:
+            torch.cuda.set_stream(current)  # torch stays on the other one where beginning or ending a capture fails
+        self.graph = graph
 
     def warm_up(self, *inputs):
         """Run the function on the side stream on which it will be recorded."""
@@ -68,22 +82,24 @@ class CUDAGraphed:
         return outputs
 
 
+def place(network, device, autocast):
+    """The network on the device, channels last; channels first where a GPU computes without tensor cores, in fp32."""
+    with autocast():
+        first = device.type == "cuda" and not (torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32)
+    if first:
+        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    return network.to(device, memory_format=torch.contiguous_format if first else torch.channels_last)
+
+
 def resolve_compile(wanted, device, steps):
-    """What to compile: "none", "teacher" or "all". Prints why where `wanted` leaves it open.
+    """What to compile: "none", "teacher" or "all".
 
     wanted: "auto", "on" or "off". steps: of the whole run.
     """
-    if wanted == "off":
+    if wanted == "off" or (wanted == "auto" and steps < COMPILING_PAYS[device.type]):
         return "none"
-    if wanted == "auto" and steps < COMPILING_PAYS:
-        print(f"compilation: none ({steps} steps are too few for it to pay; --compile on overrides)")
-        return "none"
-    # On a CPU compiling the training of a small network saved next to nothing; under DDP it stays plain.
-    everything = distributed.world_size() == 1 and (wanted == "on" or device.type == "cuda")
-    choice = "all" if everything else "teacher"
-    if wanted == "auto":
-        print(f"compilation: {choice} (--compile overrides)")
-    return choice
+    # Compiling the training saved next to nothing on a CPU, and few kernels on a GPU; under DDP it stays plain.
+    return "all" if wanted == "on" and distributed.world_size() == 1 else "teacher"
 
 
 def compile_network(network, images, autocast, grad=False, **options):

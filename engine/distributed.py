@@ -7,6 +7,7 @@ A program started by itself is a world of one: nothing is exchanged. Functions t
 
 import os
 import time
+import warnings
 
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -52,9 +53,9 @@ def shard(tensors):
 
 
 def init(device):
-    """Connect the processes: NCCL between GPUs, gloo between CPU processes."""
+    """Connect the processes: tensors of GPUs by NCCL, all else by gloo, so that asking waits for no kernel."""
     if world_size() > 1 and device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     elif world_size() > 1:
         dist.init_process_group("gloo")
 
@@ -82,8 +83,10 @@ def wrap_ddp(model):
     """The model as it is called for training: its gradients become the mean over the processes."""
     if world_size() == 1:
         return model
-    # buffers (batch norm statistics) are taken from rank 0 before validation, not at every forward pass
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for broadcast_buffers
+        # buffers (batch norm statistics) are taken from rank 0 before validation, not at every forward pass
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def run_on_rank0(function):

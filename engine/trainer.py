@@ -10,11 +10,11 @@ import torch
 from tqdm import tqdm
 
 from engine import distributed
-from engine.compile import CUDAGraphed, resolve_compile
+from engine.compile import CUDAGraphed, place, resolve_compile
 from engine.meters import Evaluator, Meters
 from engine.run import RunError
 from models import read_checkpoint
-from utils import hours, learning_rate, peak_memory, print0, process_seconds, stop_signals
+from utils import hours, learning_rate, peak_memory, print0, process_seconds, reset_peak_memory, stop_signals
 
 
 class Trainer:
@@ -30,12 +30,18 @@ class Trainer:
         self.args, self.data, self.autocast = args, data, autocast
         device, steps = data.train.labels.device, args.epoch * -(-len(data.train) // args.batch_size)
         self.compile = resolve_compile(args.compile, device, steps)
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = place(model, device, autocast)
         if args.sync_bn:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.optimizer = torch.optim.SGD(
             model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=True
         )
+        with autocast():
+            fp16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)  # keeps the in-place contract with fused SGD
+        if fp16:  # where the first step overflows, torch would leave these as allocated
+            for weights in model.parameters():
+                self.optimizer.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
 
     def begin_epoch(self, epoch):
         """Set the numbers that step() reads. Returns them: another tuple has the step recorded anew."""
@@ -51,6 +57,13 @@ class Trainer:
         Returns {name: (m,) tensor, one value a sample}, `loss` and `acc` (with the tag) among them.
         """
 
+    def update(self, loss):
+        """A step of the optimizer; with fp16 of the scaled loss, or none where that overflows."""
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
     def end_epoch(self, centers):
         """Called after validation, which gave the class centers."""
 
@@ -59,10 +72,11 @@ class Trainer:
 
     def state(self):
         """What resuming needs besides weights and optimizer: tensors, numbers, lists and dicts."""
-        return {}
+        return {"scaler": self.scaler.state_dict()}
 
     def load_state(self, state):
         """Take back what state() gave."""
+        self.scaler.load_state_dict(state["scaler"])
 
     def files(self):
         """{name: bytes} of what the run's folder holds beside the usual files, written after each epoch."""
@@ -154,6 +168,8 @@ def fit(run, trainer, **result):
     """
     train_data = trainer.data.train
     run.config["compile"] = trainer.compile
+    if trainer.args.compile == "auto":
+        print(f"compilation: {trainer.compile} (--compile overrides)")
     with run:
         train(run, trainer)
         result |= {**final_test(run, trainer), "peak_memory_bytes": peak_memory(train_data.labels.device)}
@@ -168,8 +184,11 @@ def train(run, trainer):
     evaluate, step = Evaluator(trainer.model, data.val, trainer.autocast), TrainStep(trainer)
     partial = PartialEpoch(**(run.restore(trainer) or {}))
     progress = Progress(trainer.tag, args, len(data.train), len(run.rows), partial.step)
+    first = len(run.rows) + 1
     with StopRequest() as stop:
-        for epoch in range(len(run.rows) + 1, args.epoch + 1):
+        for epoch in range(first, args.epoch + 1):
+            if epoch == first + 1:
+                reset_peak_memory(data.train.labels.device)  # cudnn has tried its algorithms, some in large workspaces
             trainer.model.train()
             step.begin_epoch(epoch, partial)
             start = time.monotonic() - partial.seconds

@@ -11,6 +11,13 @@ from torch import nn
 from .network import Network, conv, global_pool
 
 
+def channel_shuffle(x, groups):
+    """F.channel_shuffle, but channels last stays so on a GPU too, where torch's own ends channels first."""
+    if x.device.type != "cuda" or not x.is_contiguous(memory_format=torch.channels_last):
+        return F.channel_shuffle(x, groups)
+    return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
+
+
 class ShuffleNet(Network):
     """The skeleton of both: a 1x1 stem to 24 channels, then three stages whose first block halves the size."""
 
@@ -46,7 +53,7 @@ class BottleneckV1(nn.Module):
         self.bn3 = nn.BatchNorm2d(own)
 
     def forward(self, x):
-        out = F.channel_shuffle(F.relu(self.bn1(self.conv1(x)), inplace=True), self.first_groups)
+        out = channel_shuffle(F.relu(self.bn1(self.conv1(x)), inplace=True), self.first_groups)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
         if self.stride == 2:
@@ -88,7 +95,7 @@ class BasicBlockV2(nn.Module):
         right = F.relu(self.bn1(self.conv1(right)), inplace=True)
         right = self.bn2(self.conv2(right))
         right = F.relu(self.bn3(self.conv3(right)), inplace=True)
-        return F.channel_shuffle(torch.cat([left, right], 1), 2)
+        return channel_shuffle(torch.cat([left, right], 1), 2)
 
 
 class DownBlockV2(nn.Module):
@@ -114,7 +121,7 @@ class DownBlockV2(nn.Module):
         right = F.relu(self.bn3(self.conv3(x)), inplace=True)
         right = self.bn4(self.conv4(right))
         right = F.relu(self.bn5(self.conv5(right)), inplace=True)
-        return F.channel_shuffle(torch.cat([left, right], 1), 2)
+        return channel_shuffle(torch.cat([left, right], 1), 2)
 
 
 class ShuffleV2(ShuffleNet):

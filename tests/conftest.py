@@ -1,10 +1,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 QUICK = "--dataset synthetic --train-limit 640 --val-limit 200 --epoch 2 --milestones 1 --gpu-id -1 --precision fp32"
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU")
 
 
 @pytest.fixture(scope="session")

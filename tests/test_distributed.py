@@ -286,3 +286,14 @@ if __name__ == "__main__":
     distributed.init(torch.device("cpu"))
     torch.save(everything(), Path(sys.argv[1]) / f"{distributed.rank()}.pt")
     distributed.shutdown()
+
+
+def test_gpus_exchange_objects_without_waiting_for_kernels(monkeypatch):
+    """Tensors of GPUs go by NCCL; what is asked on the host, such as whether to stop, goes by gloo."""
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        distributed.dist, "init_process_group", lambda *names, **options: asked.append((names, options))
+    )
+    distributed.init(torch.device("cuda", 1))
+    assert asked == [(("cpu:gloo,cuda:nccl",), {"device_id": torch.device("cuda", 1)})]

@@ -9,11 +9,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
+import dataset
+import engine.trainer
 import report
 import student_v0
 import teacher
@@ -58,7 +61,7 @@ def test_learning_rate_is_torch_s_multistep():
 def test_choose_device(monkeypatch, capsys, visible, gpu_id, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
     assert str(choose_device(Parser("x"), gpu_id)) == expected
     assert capsys.readouterr().out.count("\n") == (1 if (visible, gpu_id) == (0, None) else 0)
 
@@ -69,7 +72,7 @@ def test_several_processes_take_a_gpu_each(monkeypatch, gpu_id, expected):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
     if expected:
         assert str(choose_device(Parser("x"), gpu_id)) == expected
         return
@@ -84,7 +87,7 @@ def test_without_a_local_rank_gpus_are_taken_in_turn(monkeypatch, rank, expected
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
     assert str(choose_device(Parser("x"), None)) == expected
 
 
@@ -110,6 +113,20 @@ def test_peak_memory_is_of_the_past():
     assert 3.5e8 < peaks[1] - peaks[0] < 4.5e8
 
 
+def test_peak_memory_of_a_gpu_is_of_all_epochs_but_the_first(monkeypatch):
+    """And of the first where there is no other."""
+    done = []
+    monkeypatch.setattr(engine.trainer, "reset_peak_memory", lambda device: done.append(len(run.rows)))
+    for epochs, expected in (("1", []), ("3", [1])):
+        done.clear()
+        run = SimpleNamespace(rows=[], restore=lambda trainer: None, startup_seconds=1.0, best={"val/cls_acc": 0.0})
+        run.end_epoch = lambda trainer, row, run=run: run.rows.append(row)
+        args = teacher.make_parser().parse_args(["--arch", "resnet8", "--epoch", epochs, "--compile", "off"])
+        data = dataset.load("synthetic", None, "cpu", 64, 10)
+        engine.trainer.train(run, teacher.TeacherTrainer(model_dict["resnet8"](), args, data, nullcontext))
+        assert len(run.rows) == int(epochs) and done == expected
+
+
 @pytest.mark.parametrize("visible, gpu_id", [(0, 0), (2, 2)])
 def test_missing_gpu(monkeypatch, capsys, visible, gpu_id):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
@@ -119,17 +136,28 @@ def test_missing_gpu(monkeypatch, capsys, visible, gpu_id):
     assert exit.value.code == 2 and f"there is no GPU {gpu_id}" in err and "leaving it out takes" in err
 
 
-def test_a_gpu_that_fails_is_said_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+@pytest.mark.parametrize(
+    "error, told",
+    [(RuntimeError("The NVIDIA driver on your system is too old\nmore"), "too old"),
+     (torch.cuda.DeferredCudaCallError("CUDA call failed lazily\nmore"), "lazily"),
+     (torch.AcceleratorError("CUDA error: no kernel image is available\nmore"),
+      "Tesla V100 is an sm_70, this torch 2.x has kernels for sm_75 sm_80")],
+)  # fmt: skip
+def test_a_gpu_that_fails_is_said_in_one_line(monkeypatch, capsys, error, told):
+    class Tensor:
+        def item(self):  # where what a kernel met is raised
+            raise error
 
-    def old_driver(device):
-        raise RuntimeError("The NVIDIA driver on your system is too old\nmore")
-
-    monkeypatch.setattr(torch.cuda, "set_device", old_driver)
+    monkeypatch.setattr(torch, "__version__", "2.x")
+    monkeypatch.setattr(torch, "ones", lambda *_, device: Tensor())
+    cuda = {"device_count": 1, "set_device": None, "get_device_name": "Tesla V100", "get_device_capability": (7, 0),
+            "get_arch_list": ["sm_75", "sm_80"]}  # fmt: skip
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     with pytest.raises(SystemExit):
         choose_device(Parser("x"), None)
     err = capsys.readouterr().err
-    assert "too old" in err and "-1 is the CPU" in err and err.count("\n") == 1
+    assert told in err and "-1 is the CPU" in err and err.count("\n") == 1
 
 
 def test_precision(monkeypatch, capsys):
@@ -147,10 +175,15 @@ def test_precision(monkeypatch, capsys):
         assert ("bf16 (native" if native else "fp32 (no native") in capsys.readouterr().out
     cuda = torch.device("cuda")
     assert chosen("tf32", cuda) == "tf32" and chosen("fp32", cuda) == "fp32"
-    with pytest.raises(SystemExit):
-        chosen("tf32")
+    for capability, expected in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 0), "fp16"), ((6, 1), "fp32")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        assert chosen("auto", cuda) == expected
+    for of_gpus in ("tf32", "fp16"):
+        with pytest.raises(SystemExit):
+            chosen(of_gpus)
+        assert f"--precision: {of_gpus} is of GPUs" in capsys.readouterr().err
     model, images = model_dict["resnet8"](), torch.zeros(2, 3, 32, 32)
-    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
         with autocast(cpu, precision)():
             assert model(images).dtype == dtype
 
