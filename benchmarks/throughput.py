@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py                                             four pairs
     python benchmarks/throughput.py --pairs wrn_40_2:wrn_16_2 --precision fp32
+    python benchmarks/throughput.py --ours                                      UNIX's time beside KD's alone
     python benchmarks/throughput.py --startup                                   seconds until the first step is done
 
 A step has its data: drawing, augmentation, training, statistics. "of limit" is the share of the machine's limit: the
@@ -25,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -45,6 +47,7 @@ METHODS = {  # name: flags of student_v0.py; None: the teacher's own training
     "teacher": None,
     "KD": "--strategy 0 --k 64 --b 64 --w 1000",
     "UNIX": "",
+    "unscored": "--strategy 0",  # what UNIX does between the scoring epochs of --score-every
 }
 BATCH, IMAGES = 64, 6400  # whole batches
 WARM_UP = 8  # steps before each round: compile, record a graph, use up what the plain loop's workers have ready
@@ -159,15 +162,16 @@ def table(args, precision, device):
         sides = {}
         for method in args.methods:
             sides[method, "ours"] = Side(our_step, device, method, pair, precision, args.compile, args.compile != "off")
-            sides[method, "plain"] = Side(plain_step, device, method, pair)
+            if not args.ours:
+                sides[method, "plain"] = Side(plain_step, device, method, pair)
         taken = {name: [] for name in sides}
         for _ in range(args.rounds):
             for name, side in sides.items():
                 side(WARM_UP)
                 taken[name].append(side(args.steps))
-                time.sleep(0.5)  # until the plain loop's workers are idle
+                time.sleep(0 if args.ours else 0.5)  # until the plain loop's workers are idle
         peaks = {name: side.end() / 1e6 for name, side in sides.items()}
-        for method in args.methods:
+        for method in () if args.ours else args.methods:
             ours, plain = taken[method, "ours"], taken[method, "plain"]
             ratios = sorted(p / o for p, o in zip(plain, ours))
             spread = f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
@@ -178,10 +182,16 @@ def table(args, precision, device):
                 f"{peaks[method, 'ours']:9.0f}{peaks[method, 'plain']:9.0f}",
                 flush=True,
             )
-        if {"KD", "UNIX"} <= set(args.methods):
-            relative = median(u / k for u, k in zip(taken["UNIX", "ours"], taken["KD", "ours"]))
-            computed = operations("UNIX", pair) / operations("KD", pair)
-            print(f"{pair:24}UNIX takes {relative:.1%} of KD's time, {computed:.1%} is computed", flush=True)
+        for every in (1, 5) if {"KD", "UNIX", "unscored"} <= set(args.methods) else ():
+            kd, unix, unscored = (np.array(taken[method, "ours"]) for method in ("KD", "UNIX", "unscored"))
+            ratios = (unix + (every - 1) * unscored) / every / kd
+            kd, unix, unscored = (operations(method, pair) for method in ("KD", "UNIX", "unscored"))
+            computed = (unix + (every - 1) * unscored) / every / kd
+            measured = f"{np.median(ratios):6.1%} ({ratios.min():.1%}-{ratios.max():.1%})"
+            print(
+                f"{pair:24}UNIX --score-every {every}: {measured} of KD's time, {computed:.1%} of its operations",
+                flush=True,
+            )
 
 
 def startup(args, device):
@@ -214,6 +224,7 @@ def main():
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=" ".join(METHODS))
     add("--precision", choices=("auto", "fp32", *HALVES), default="auto", help="ours; the plain loop's is fp32 (auto)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="as a run of 240 epochs takes it (auto)")
+    add("--ours", action="store_true", help="leave the plain loop out: only UNIX beside KD")
     add("--rounds", type=number(int, 1, 1000), default=3)
     add("--steps", type=number(int, 1, 1000), default=10, help="a round (10)")
     add("--gpu-id", type=number(int, -1, 1000), help="-1: the CPU (the first visible GPU, else the CPU)")
@@ -222,7 +233,6 @@ def main():
     for pair in args.pairs:
         if pair.count(":") != 1 or not all(arch in model_dict for arch in pair.split(":")):
             parser.error(f"argument --pairs: {pair} is not two networks with a colon between them")
-    args.tf32 = False
     device = choose_device(parser, args.gpu_id)
     precision = choose_precision(parser, args, device)
     if args.startup:
