@@ -20,7 +20,7 @@ import torch
 import dataset
 from engine import distributed
 from engine.compile import compile_network, freeze, place
-from engine.flops import cost_so_far, forward_macs
+from engine.flops import cost_in_words, cost_so_far, forward_macs
 from engine.meters import Evaluator, correct
 from engine.run import Run, arch_from_name, find_checkpoint, format_value, make_config, name_suffix, teacher_name
 from engine.trainer import Trainer, fit
@@ -237,7 +237,7 @@ def main(argv=None):
     trainer = Distiller(student, teacher, args, data, cast)
     ft, fs = trainer.teacher_macs, trainer.student_macs
     forward = f"{ft / 1e6:.1f} (teacher) and {fs / 1e6:.1f} (student) million multiply-accumulates, ratio {ft / fs:.2f}"
-    print(f"cost: forward {forward}; {run.cost_in_words(trainer.cost(args.epoch))}")
+    print(f"cost: forward {forward}; {cost_in_words(trainer.cost(args.epoch))}")
     fit(run, trainer, teacher_acc=teacher_acc, student_macs=fs, teacher_macs=ft)
 
 

@@ -49,3 +49,9 @@ def cost_so_far(student, teacher=0, trained=0, scored=0, seen=0):
         if teacher:
             figures[f"computation{suffix}"] = macs / training_macs(student, teacher, seen, backward=backward)
     return figures
+
+
+def cost_in_words(figures):
+    """figures: of cost_so_far, with a teacher."""
+    paper, usual = (100 * figures[f"computation{suffix}"] for suffix in COUNTINGS)
+    return f"computation {paper:.1f} % of KD's, {usual:.1f} % if backward counts as two forwards"

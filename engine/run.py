@@ -30,7 +30,7 @@ from tensorboardX import SummaryWriter
 from torch.utils._pytree import tree_map_only
 
 from engine import distributed
-from engine.flops import COUNTINGS
+from engine.flops import cost_in_words
 from models import CheckpointError, model_dict, read_checkpoint
 
 # Flags that do not change a run's result (--compile: but for rounding). A teacher is told by its weights.
@@ -291,12 +291,6 @@ class Run:
         write_json(self.folder / "result.json", result | more)
         self.checkpoint("previous").unlink(missing_ok=True)
 
-    @staticmethod
-    def cost_in_words(figures):
-        """figures: see flops.cost_so_far."""
-        paper, usual = (100 * figures[f"computation{suffix}"] for suffix in COUNTINGS)
-        return f"computation {paper:.1f} % of KD's, {usual:.1f} % if backward counts as two forwards"
-
     def summarize(self):
         """Print a finished run's result."""
         if distributed.rank() > 0:
@@ -304,7 +298,7 @@ class Run:
         r = self.result
         print(f"{self.folder}: best {r['best_acc']:.2f} % (epoch {r['best_epoch']}), last {r['last_acc']:.2f} %")
         if r["teacher_queries"]:
-            print(f"the teacher saw {r['teacher_queries']:,} images; {self.cost_in_words(r)}")
+            print(f"the teacher saw {r['teacher_queries']:,} images; {cost_in_words(r)}")
         speed = f"{r['train_seconds']:.1f} s of training at {r['images_per_second']:.0f} images/s"
         print(f"{r['train_macs'] / 1e12:.2f} TMAC; {speed}")
         if r.get("test_acc_best") is not None:
