@@ -156,8 +156,9 @@ def table(args, precision, device):
     limits = {name: matmul_rate(device, dtype) for name, dtype in dtypes.items()}
     print(", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits.items()), end="")
     print(f"; median of {args.rounds} rounds of {args.steps} steps, batch {BATCH}\n")
-    print(f"{'':32}{'images/s':>19}{'':18}{'ms/step':>9}{'of limit':>19}{'peak memory, MB':>18}")
-    print(f"{'':32}{'ours':>10}{'plain':>9}{'ratio':>18}{'ours':>9}{'ours':>10}{'plain':>9}{'ours':>9}{'plain':>9}")
+    if not args.ours:
+        print(f"{'':32}{'images/s':>19}{'':18}{'ms/step':>9}{'of limit':>19}{'peak memory, MB':>18}")
+        print(f"{'':32}{'ours':>10}{'plain':>9}{'ratio':>18}{'ours':>9}{'ours':>10}{'plain':>9}{'ours':>9}{'plain':>9}")
     for pair in args.pairs:
         sides = {}
         for method in args.methods:
