@@ -172,6 +172,9 @@ def run_main(main):
     try:
         main()
         distributed.shutdown()
+        if distributed.world_size() > 1:  # torch's threads have been seen to abort the interpreter's own way out
+            sys.stdout.flush()
+            os._exit(0)
     except (OSError, torch.OutOfMemoryError) as e:
         if "--debug" in sys.argv:
             raise
