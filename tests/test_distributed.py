@@ -23,6 +23,7 @@ from engine.meters import Evaluator
 from engine.trainer import PartialEpoch, TrainStep
 from models import model_dict
 from selector import Selector, draw_mixing
+from utils import run_main
 
 IMAGES = 64 + 16
 FLAGS = {
@@ -282,10 +283,13 @@ def test_bad_input_is_told_once(tmp_path):
     assert err.count("student_v0.py: error:") == 1 and not list(tmp_path.iterdir())
 
 
-if __name__ == "__main__":
+def save_everything():
     distributed.init(torch.device("cpu"))
     torch.save(everything(), Path(sys.argv[1]) / f"{distributed.rank()}.pt")
-    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    run_main(save_everything)
 
 
 def test_gpus_exchange_objects_without_waiting_for_kernels(monkeypatch):
