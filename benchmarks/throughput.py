@@ -2,7 +2,6 @@
 
     python benchmarks/throughput.py                                             four pairs
     python benchmarks/throughput.py --pairs wrn_40_2:wrn_16_2 --precision fp32
-    python benchmarks/throughput.py --ours                                      UNIX's time beside KD's alone
     python benchmarks/throughput.py --startup                                   seconds until the first step is done
 
 A step has its data: drawing, augmentation, training, statistics. "of limit" is the share of the machine's limit: the
@@ -11,6 +10,7 @@ product in the same precision. Each side has a process of its own, as engine.com
 plain loop too. Peak memory is that process's: on a GPU its tensors, on a CPU all of it, without the loop's workers.
 """
 
+import argparse
 import contextlib
 import functools
 import itertools
@@ -26,7 +26,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -53,6 +52,13 @@ BATCH, IMAGES = 64, 6400  # whole batches
 WARM_UP = 8  # steps before each round: compile, record a graph, use up what the plain loop's workers have ready
 
 
+def pair_name(text):
+    """An argparse type."""
+    if text.count(":") != 1 or not all(arch in model_dict for arch in text.split(":")):
+        raise argparse.ArgumentTypeError(f"{text} is not two networks with a colon between them")
+    return text
+
+
 def arguments(method, pair, compilation="auto"):
     """A program's arguments. compilation: of --compile; "auto" decides as in a run of 240 epochs of all images."""
     teacher_arch, student_arch = pair.split(":")
@@ -68,8 +74,8 @@ def networks(pair):
     return [model_dict[arch]() for arch in pair.split(":")]
 
 
-def our_step(device, method, pair, precision="fp32", compilation="auto", graphs=True):
-    """A function without arguments: the programs' own step, data included."""
+def train_step(device, method, pair, precision="fp32", compilation="auto", graphs=True):
+    """The programs' own TrainStep, ready to be called with a batch."""
     args = arguments(method, pair, compilation)
     setup_backend(device, graphs=graphs)
     data, cast = dataset.load("synthetic", None, device, IMAGES, 1), autocast(device, precision)
@@ -79,9 +85,18 @@ def our_step(device, method, pair, precision="fp32", compilation="auto", graphs=
     else:
         teacher_model = place(teacher_model, device, cast).eval()
         trainer = student_v0.Distiller(student, teacher_model, args, data, cast)
-    step = TrainStep(trainer)
-    steps = (batch for epoch in itertools.count(1) for batch in trainer.batches(epoch))
-    return lambda: step(*next(steps))
+    return TrainStep(trainer)
+
+
+def endless(step):
+    """A function without arguments: a TrainStep on one batch after the other."""
+    batches = (batch for epoch in itertools.count(1) for batch in step.trainer.batches(epoch))
+    return lambda: step(*next(batches))
+
+
+def our_step(*settings):
+    """The step that train_step() makes of these settings, data included."""
+    return endless(train_step(*settings))
 
 
 def plain_step(device, method, pair):
@@ -156,23 +171,21 @@ def table(args, precision, device):
     limits = {name: matmul_rate(device, dtype) for name, dtype in dtypes.items()}
     print(", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits.items()), end="")
     print(f"; median of {args.rounds} rounds of {args.steps} steps, batch {BATCH}\n")
-    if not args.ours:
-        print(f"{'':32}{'images/s':>19}{'':18}{'ms/step':>9}{'of limit':>19}{'peak memory, MB':>18}")
-        print(f"{'':32}{'ours':>10}{'plain':>9}{'ratio':>18}{'ours':>9}{'ours':>10}{'plain':>9}{'ours':>9}{'plain':>9}")
+    print(f"{'':32}{'images/s':>19}{'':18}{'ms/step':>9}{'of limit':>19}{'peak memory, MB':>18}")
+    print(f"{'':32}{'ours':>10}{'plain':>9}{'ratio':>18}{'ours':>9}{'ours':>10}{'plain':>9}{'ours':>9}{'plain':>9}")
     for pair in args.pairs:
         sides = {}
         for method in args.methods:
             sides[method, "ours"] = Side(our_step, device, method, pair, precision, args.compile, args.compile != "off")
-            if not args.ours:
-                sides[method, "plain"] = Side(plain_step, device, method, pair)
+            sides[method, "plain"] = Side(plain_step, device, method, pair)
         taken = {name: [] for name in sides}
         for _ in range(args.rounds):
             for name, side in sides.items():
                 side(WARM_UP)
                 taken[name].append(side(args.steps))
-                time.sleep(0 if args.ours else 0.5)  # until the plain loop's workers are idle
+                time.sleep(0.5)  # until the plain loop's workers are idle
         peaks = {name: side.end() / 1e6 for name, side in sides.items()}
-        for method in () if args.ours else args.methods:
+        for method in args.methods:
             ours, plain = taken[method, "ours"], taken[method, "plain"]
             ratios = sorted(p / o for p, o in zip(plain, ours))
             spread = f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
@@ -181,16 +194,6 @@ def table(args, precision, device):
                 f"{pair:24}{method:8}{BATCH / ours:10.0f}{BATCH / plain:9.0f}{spread:>18}{1000 * ours:9.1f}"
                 f"{flops / ours / limits[precision]:10.0%}{flops / plain / limits['fp32']:9.0%}"
                 f"{peaks[method, 'ours']:9.0f}{peaks[method, 'plain']:9.0f}",
-                flush=True,
-            )
-        for every in (1, 5) if {"KD", "UNIX", "unscored"} <= set(args.methods) else ():
-            kd, unix, unscored = (np.array(taken[method, "ours"]) for method in ("KD", "UNIX", "unscored"))
-            ratios = (unix + (every - 1) * unscored) / every / kd
-            kd, unix, unscored = (operations(method, pair) for method in ("KD", "UNIX", "unscored"))
-            computed = (unix + (every - 1) * unscored) / every / kd
-            measured = f"{np.median(ratios):6.1%} ({ratios.min():.1%}-{ratios.max():.1%})"
-            print(
-                f"{pair:24}UNIX --score-every {every}: {measured} of KD's time, {computed:.1%} of its operations",
                 flush=True,
             )
 
@@ -221,19 +224,15 @@ def startup(args, device):
 def main():
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=" ".join(METHODS))
+    add("--pairs", nargs="+", type=pair_name, default=PAIRS, metavar="TEACHER:STUDENT")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:3], metavar="METHOD", help=" ".join(METHODS))
     add("--precision", choices=("auto", "fp32", *HALVES), default="auto", help="ours; the plain loop's is fp32 (auto)")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="as a run of 240 epochs takes it (auto)")
-    add("--ours", action="store_true", help="leave the plain loop out: only UNIX beside KD")
     add("--rounds", type=number(int, 1, 1000), default=3)
     add("--steps", type=number(int, 1, 1000), default=10, help="a round (10)")
     add("--gpu-id", type=number(int, -1, 1000), help="-1: the CPU (the first visible GPU, else the CPU)")
     add("--startup", action="store_true", help="measure start-up instead")
     args = parser.parse_args()
-    for pair in args.pairs:
-        if pair.count(":") != 1 or not all(arch in model_dict for arch in pair.split(":")):
-            parser.error(f"argument --pairs: {pair} is not two networks with a colon between them")
     device = choose_device(parser, args.gpu_id)
     precision = choose_precision(parser, args, device)
     if args.startup:
