@@ -97,16 +97,17 @@ class Distiller(Trainer):
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
         self.scoring = self.selector.needs_scores  # in this epoch
         images = data.train.normalized(data.train.images[: args.batch_size])
+        student.train()
         if self.compile != "none":
             self.teacher = freeze(teacher, images[: args.k // distributed.world_size()], autocast)
         if self.teacher is teacher:
             self.compile = "none"
         if self.compile == "all":
-            self.ddp_student = compile_network(student.train(), images[: args.k], autocast, grad=True, is_feat=True)
+            self.ddp_student = compile_network(student, images[: args.k], autocast, grad=True, is_feat=True)
             if self.ddp_student is student:
-                self.compile = "teacher"
-            elif self.scoring:
-                self.student = compile_network(student, images, autocast, is_feat=True)
+                self.compile = "forward"
+        if self.compile != "none" and self.scoring:
+            self.student = compile_network(student, images, autocast, is_feat=True)
         device = data.train.labels.device
         # mean pooled features of the classes by the student, from the last validation; none before the first
         self.centers = torch.full((dataset.NUM_CLASSES, pooled_size(student)), math.nan, device=device)

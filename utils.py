@@ -94,8 +94,8 @@ def add_shared_flags(parser):
         help="of the networks' arithmetic; weights stay fp32 (auto: bf16 where the hardware runs it natively, fp16 on "
         "older GPUs with tensor cores, else fp32)")
     add("--compile", choices=("auto", "on", "off"), default="auto",
-        help="compile the frozen teacher and the trained network (auto: the teacher alone, in runs long enough for it "
-        "to pay); off: use no CUDA graphs either")
+        help="compile the frozen teacher, the scoring and the training (auto: the first two, in runs long enough to "
+        "gain by it); off: use no CUDA graphs either")
     add("--sync-bn", action="store_true", help="over several GPUs: batch norm over the whole batch (off: over a part)")
     add("--experiments", type=as_path, default=Path("experiments"), metavar="DIR", help="of all runs (./experiments)")
     add("--save-interval", type=number(int, 1, MANY), default=40, metavar="N",

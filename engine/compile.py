@@ -92,14 +92,14 @@ def place(network, device, autocast):
 
 
 def resolve_compile(wanted, device, steps):
-    """What to compile: "none", "teacher" or "all".
+    """What to compile: "none", "forward" (what is not trained: the teacher, the student as it scores) or "all".
 
     wanted: "auto", "on" or "off". steps: of the whole run.
     """
     if wanted == "off" or (wanted == "auto" and steps < COMPILING_PAYS[device.type]):
         return "none"
     # Compiling the training saved next to nothing on a CPU, and few kernels on a GPU; under DDP it stays plain.
-    return "all" if wanted == "on" and distributed.world_size() == 1 else "teacher"
+    return "all" if wanted == "on" and distributed.world_size() == 1 else "forward"
 
 
 def compile_network(network, images, autocast, grad=False, **options):

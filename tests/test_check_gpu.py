@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 
+import check_gpu
 import pytest
 import torch
 from conftest import ROOT
 
 import student_v0
 import teacher
-from benchmarks import check_gpu
 
 
 @pytest.mark.gpu
@@ -29,7 +29,7 @@ def test_all_is_in_the_file_too(tmp_path, code):
     command = ["bash", ROOT / "command" / "check_gpu.sh"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == code
-    assert (tmp_path / "told").read_text() == result.stdout == "benchmarks/check_gpu.py\nwarned\n"
+    assert (tmp_path / "told").read_text() == result.stdout == "tests/check_gpu.py\nwarned\n"
 
 
 def test_a_check_that_fails_is_told(capsys):
