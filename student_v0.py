@@ -97,8 +97,8 @@ class Distiller(Trainer):
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
         self.scoring = self.selector.needs_scores  # in this epoch
         images = data.train.normalized(data.train.images[: args.batch_size])
-        student.train()
         if self.compile != "none":
+            student.train()  # what is compiled is compiled for that
             self.teacher = freeze(teacher, images[: args.k // distributed.world_size()], autocast)
         if self.teacher is teacher:
             self.compile = "none"
