@@ -26,7 +26,7 @@ from engine.run import Run, arch_from_name, find_checkpoint, format_value, make_
 from engine.trainer import Trainer, fit
 from losses import FEATURE_LOSSES, kd_loss, mixed_cross_entropy
 from models import CheckpointError, load_model, model_dict, pooled_size
-from selector import ENTROPY, RANDOM, UNCERTAINTIES, Selector, confidences, draw_mixing, log_softmax
+from selector import ENTROPY, RANDOM, UNCERTAINTIES, Selector, confidences, draw_mixing, log_softmax, uncertainty
 from utils import MANY, Parser, add_shared_flags, as_path, autocast, check_shared_flags, number, run_main, set_up
 
 # ----------------------------------------------------------------------------------------------------------- flags
@@ -69,7 +69,7 @@ def check_flags(parser, args):
         if getattr(args, flag) > args.batch_size:
             parser.error(f"argument --{flag}: {getattr(args, flag)} is more than --batch-size {args.batch_size}")
     if args.k % distributed.world_size():
-        parser.error(f"argument --k: {args.k} does not divide by {distributed.world_size()} processes")
+        parser.error(f"argument --k: {args.k} is not divisible by {distributed.world_size()} processes")
     if args.other_distill == "SP" and distributed.world_size() > 1:
         parser.error("argument --other-distill: SP compares over the batch, of which each process sees a part")
     if args.score_every > 1 and args.strategy == RANDOM:
@@ -135,7 +135,7 @@ class Distiller(Trainer):
         if self.scoring:
             with torch.no_grad(), self.autocast():
                 raw_features, raw_logits = self.student(images, is_feat=True)
-            self.scores[index] = UNCERTAINTIES[args.strategy](log_softmax(raw_logits))
+            self.scores[index] = uncertainty(raw_logits, args.strategy)
 
         # 2. rank, mix, keep k: the most uncertain come first; the surer an image, the more of its partner is in it
         selection = self.selector(images, self.scores[index], lam, partner)
@@ -164,7 +164,7 @@ class Distiller(Trainer):
         k = len(mine.kept)
         stats = {"loss": loss.detach().expand(k), "acc": correct(logits, targets)}  # a value a sample, for Meters
         stats |= {f"t_{name}": values for name, values in confidences(log_softmax(t_logits)).items()}
-        if self.scoring or not self.selector.needs_scores:  # between two scorings they would not be of raw images
+        if self.scoring or not self.selector.needs_scores:  # between two scorings they would be of mixed images
             stats["center_dist"] = self.center_dist(features[:k], targets[:k])
             for name, values in confidences(log_softmax(logits)).items():
                 stats[f"s_select_{name}"] = values[:k]
@@ -178,7 +178,8 @@ class Distiller(Trainer):
 
     def end_epoch(self, centers):
         self.centers.copy_(centers)
-        self.counter = torch.cat([self.counter, self.most_uncertain.cpu()[None]])
+        if self.selector.needs_scores:
+            self.counter = torch.cat([self.counter, self.most_uncertain.cpu()[None]])
         self.most_uncertain.zero_()
 
     def cost(self, epochs):

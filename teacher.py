@@ -39,7 +39,7 @@ class TeacherTrainer(Trainer):
         if self.compile == "all":
             images = data.train.normalized(data.train.images[: args.batch_size])
             self.ddp_model = compile_network(model, images, autocast, grad=True)
-        if self.ddp_model is model:
+        if self.compile != "all" or self.ddp_model is model:
             self.compile = "none"
 
     def batches(self, epoch):

@@ -63,7 +63,8 @@ def add_shared_flags(parser):
     """The flags of both programs: recipe (section 2), data, and where and how to run."""
     # fmt: off
     add = parser.add_argument_group("recipe (the defaults are the published one)").add_argument
-    add("--epoch", type=number(int, 1, MANY), default=240, help="epochs to train (240, 30 after the last milestone)")
+    add("--epoch", type=number(int, 1, MANY), default=240,
+        help="epochs to train (240, 30 after the last milestone); fewer want other --milestones")
     add("--batch-size", type=number(int, 2, TRAIN_SIZE), default=64,
         help="images a step (64; another one wants another --lr, --k and --b)")
     add("--lr", type=number(float, above=0), default=0.05,
@@ -74,7 +75,7 @@ def add_shared_flags(parser):
     add("--milestones", type=number(int, 1, MANY), nargs="*", default=[150, 180, 210], metavar="EPOCH",
         help="epochs after which the learning rate drops (150 180 210); none given: it never does")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0,
-        help="of initial weights, order, augmentation and mixing (0); the published figures are means over four")
+        help="of initial weights, order, augmentation, mixing and --holdout (0); published figures are means over four")
 
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=("cifar100", "synthetic"), default="cifar100",
@@ -106,7 +107,7 @@ def add_shared_flags(parser):
 
 
 def check_shared_flags(parser, args):
-    """What single flags cannot tell: conflicts between them, or with the launcher. Exits with code 2."""
+    """What single flags cannot tell: conflicts between them, or with the launcher. Exits with code 2, or warns."""
     if error := distributed.launcher_error():
         parser.error(error)
     if not all(a < b for a, b in zip(args.milestones, args.milestones[1:])):
@@ -119,9 +120,11 @@ def check_shared_flags(parser, args):
     world_size, last_batch = distributed.world_size(), (train_size - args.holdout) % args.batch_size
     for size, what in ((args.batch_size, "it"), (last_batch, f"the last batch, of {last_batch},")):
         if size % world_size:
-            parser.error(f"argument --batch-size: {what} does not divide by {world_size} processes")
+            parser.error(f"argument --batch-size: {what} is not divisible by {world_size} processes")
     if args.sync_bn and world_size == 1:
         parser.error("argument --sync-bn: there is one process; torchrun starts several")
+    if args.milestones and args.milestones[0] >= args.epoch:
+        print0(f"warning: the learning rate never drops: --epoch {args.epoch} ends before the first of --milestones")
 
 
 def print0(line):
@@ -164,7 +167,7 @@ def run_main(main):
         setattr(sys, name, LenientStream(stream))
 
     def stop(number, _):
-        print0("stopped; the same command goes on from what is saved")
+        print0("stopped; what was saved stays")
         sys.exit(128 + number)
 
     for number in stop_signals():

@@ -62,7 +62,7 @@ def init(device):
 
 def shutdown():
     """Wait for the other processes, then disconnect. For runs that went well."""
-    if world_size() > 1:
+    if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 

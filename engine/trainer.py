@@ -149,8 +149,10 @@ class StopRequest:
         """Whether to stop after this step: all processes, or none."""
         if step % self.INTERVAL and distributed.world_size() > 1:
             return False
-        self.signal = max(number or 0 for number in distributed.all_gather_object(self.signal)) or None
-        return self.signal is not None
+        agreed = max(number or 0 for number in distributed.all_gather_object(self.signal))
+        if agreed:  # otherwise a signal that has come meanwhile waits for the next time
+            self.signal = agreed
+        return agreed > 0
 
     def exit_saved(self, where):
         """End the program. where: in words, up to where it is saved."""

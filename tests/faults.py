@@ -57,6 +57,7 @@ def start(main, flags, log, before=lambda: None):
     """
 
     def program():
+        signal.signal(HUP, signal.SIG_DFL)  # under nohup it is ignored
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)

@@ -20,7 +20,7 @@ import student_v0
 import teacher
 from engine import distributed
 from engine.meters import Evaluator
-from engine.trainer import PartialEpoch, TrainStep
+from engine.trainer import PartialEpoch, StopRequest, TrainStep
 from models import model_dict
 from selector import Selector, draw_mixing
 from utils import run_main
@@ -230,9 +230,9 @@ TWO = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT"
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ("--batch-size 63", "--batch-size: it does not divide by 2 processes"),
-        ("--k 47", "--k: 47 does not divide by 2 processes"),
-        ("--train-limit 67", "--batch-size: the last batch, of 3, does not divide by 2 processes"),
+        ("--batch-size 63", "--batch-size: it is not divisible by 2 processes"),
+        ("--k 47", "--k: 47 is not divisible by 2 processes"),
+        ("--train-limit 67", "--batch-size: the last batch, of 3, is not divisible by 2 processes"),
         ("--other-distill SP", "--other-distill: SP compares over the batch"),
         ("--sync-bn", "--sync-bn: torch has it on GPUs only"),
     ],
@@ -281,6 +281,31 @@ def test_bad_input_is_told_once(tmp_path):
     process = torchrun(2, ROOT / "student_v0.py", "--teacher-path", tmp_path, *QUICK.split())
     _, err = finished(process, code=1)
     assert err.count("student_v0.py: error:") == 1 and not list(tmp_path.iterdir())
+
+
+def test_where_a_world_is_left_over_a_program_that_joined_none_ends_well(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed.shutdown()
+
+
+def test_a_stop_that_is_asked_for_while_the_processes_agree_is_not_lost(monkeypatch):
+    def asked_meanwhile(value):
+        signal.raise_signal(signal.SIGTERM)
+        return [value]
+
+    with StopRequest() as stop:
+        with monkeypatch.context() as patched:
+            patched.setattr(distributed, "all_gather_object", asked_meanwhile)
+            assert not stop.should_stop()
+        assert stop.should_stop()
+
+
+def test_a_teacher_over_several_processes_says_that_nothing_is_compiled(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "wrap_ddp", torch.nn.Sequential)
+    args = teacher.make_parser().parse_args("--arch resnet8 --compile on".split())
+    data = dataset.load("synthetic", None, "cpu", IMAGES, 1)
+    assert teacher.TeacherTrainer(model_dict["resnet8"](), args, data, nullcontext).compile == "none"
 
 
 def save_everything():

@@ -25,7 +25,7 @@ from engine.flops import forward_macs
 from engine.meters import Evaluator, Meters
 from engine.trainer import TrainStep, final_test
 from losses import attention_transfer, similarity_preserving
-from models import load_model, model_dict
+from models import load_model, model_dict, read_checkpoint
 
 KD = "--strategy 0 --k 64 --b 64 --w 1000"
 STATISTICS = {
@@ -167,6 +167,8 @@ def test_ordinary_distillation_costs_what_it_costs(trained_teacher, tmp_path, mo
     assert result["teacher_queries"] == 2 * 640 and result["computation"] == result["computation_usual"] == 1
     assert STATISTICS - set(scalars(folder)) == {f"train/s_else_{m}" for m in ("confidence", "margin", "entropy")}
     assert not (folder / "counter.npy").exists()  # nothing was uncertain to anyone
+    saved = read_checkpoint(folder / "ckpt" / "student_last.pth")["trainer"]
+    assert saved["counter"].numel() == 0
 
     folder = distil(trained_teacher, tmp_path, "--strategy 0 --train-limit 656")  # random 48 of 64: not known who not
     left_out = {f"train/{group}_{m}" for group in ("s_else", "s_all") for m in ("confidence", "margin", "entropy")}

@@ -54,6 +54,13 @@ def test_learning_rate_is_torch_s_multistep():
         schedule.step()
 
 
+@pytest.mark.parametrize("flags", ["--epoch 60", "--epoch 150", "--epoch 151", "--epoch 60 --milestones", ""])
+def test_a_learning_rate_that_never_drops_is_told(capsys, flags):
+    parser = teacher.make_parser()
+    utils.check_shared_flags(parser, parser.parse_args(f"--arch vgg8 {flags}".split()))
+    assert ("the learning rate never drops" in capsys.readouterr().err) == (flags in ("--epoch 60", "--epoch 150"))
+
+
 @pytest.mark.parametrize(
     "visible, gpu_id, expected",
     [(0, None, "cpu"), (0, -1, "cpu"), (2, -1, "cpu"), (2, None, "cuda:0"), (2, 1, "cuda:1")],
