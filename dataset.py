@@ -154,11 +154,16 @@ def load(dataset, root, device, train_limit=None, val_limit=None):
 # -------------------------------------------------------------------------------------------------------- CIFAR-100
 
 
+def cifar100_root(root):
+    """The absolute Path of the folder that holds cifar-100-python/, which --data-root may name itself."""
+    root = Path(root).absolute()
+    named_itself = root.name == CIFAR100.base_folder and not (root / CIFAR100.base_folder).exists()
+    return root.parent if named_itself else root
+
+
 def cifar100(root):
     """[(images, labels) of training, of test], (n, 32, 32, 3) uint8 and (n,) int64. Downloads what is missing."""
-    root = Path(root).absolute()
-    if root.name == CIFAR100.base_folder and not (root / CIFAR100.base_folder).exists():
-        root = root.parent  # the folder itself was named
+    root = cifar100_root(root)
     folder = root / CIFAR100.base_folder
     missing = [path for path in (root, *root.parents) if not path.exists()]
     try:

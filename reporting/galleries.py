@@ -24,7 +24,7 @@ def training_set(name, limit, root):
         images, labels = dataset.synthetic(limit or 50_000, "train")
     else:
         try:
-            data = CIFAR100(root, train=True, download=False)
+            data = CIFAR100(dataset.cifar100_root(root), train=True, download=False)
         except (OSError, RuntimeError, ValueError):
             return None
         images, labels = data.data[:limit], data.targets[:limit]
@@ -100,8 +100,10 @@ def most_and_least_selected(run, data_root, count=10):
 
 def method(run, data_root):
     """The picture of the method: uncertainty and mask over the rank, and below, at ranks evenly spread, what becomes of
-    the images. None where the run's student cannot be read.
+    the images. None where the run's student cannot be read, or its strategy is none of ours.
     """
+    if run.settings["strategy"] not in SCORES:
+        return None
     try:
         student, _ = load_model(run.folder / STUDENT, run.network)
     except (CheckpointError, OSError):

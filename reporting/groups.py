@@ -46,9 +46,11 @@ class Group:
     def command(self):
         """The shell command that repeats the runs: as the first was typed, for every seed."""
         typed = re.sub(r" --(fresh|debug|(seed|gpu-id)[ =]\S+)(?= |$)", "", self.first.config["command"])
+        n = self.first.processes
+        typed = f"python {typed}" if n == 1 else f"torchrun --nproc-per-node={n} {typed}"
         if len(self.runs) == 1:
-            return f"python {typed} --seed {self.first.seed}"
-        return f"for seed in {' '.join(str(run.seed) for run in self.runs)}; do python {typed} --seed $seed; done"
+            return f"{typed} --seed {self.first.seed}"
+        return f"for seed in {' '.join(str(run.seed) for run in self.runs)}; do {typed} --seed $seed; done"
 
 
 def group(runs):
@@ -91,7 +93,7 @@ class Section:
     title: str
     teacher: str | None  # None: networks that no pair of the report contains
     student: str | None
-    setting: str | None  # what all its distilled groups share and other sections do not
+    setting: str | None  # what all its groups, the teacher's apart, share and not all of the report do
     named: list[tuple[str, Group]]  # the teacher's own training is named "teacher"
 
 
@@ -108,7 +110,7 @@ def sections(groups):
         teachers = [g for *of, g in here if of == [None, teacher] and teacher != student]
         alone = [g for *of, g in here if of == [None, student]]
         distilled = [g for *of, g in here if of == [teacher, student]]
-        told = [setting for setting in shared_settings(distilled) if setting not in common]
+        told = [setting for setting in shared_settings(alone + distilled) if setting not in common]
         named = [(name(g, "teacher", told), g) for g in teachers]
         named += [(name(g, g.first.method, told), g) for g in alone + distilled]
         title = ", ".join([f"{teacher} → {student}", *told])

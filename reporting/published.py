@@ -33,7 +33,7 @@ def deviations(run):
         if flag in recipe.keys() - NOT_COMPARED and value != recipe[flag]:
             values = value if isinstance(value, list) else [value]
             found.append(f"{flag} {' '.join(map(format_value, values)) or 'none'}")
-    return found
+    return found if run.processes == 1 else [*found, f"{run.processes} processes"]
 
 
 def accuracy(run):

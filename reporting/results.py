@@ -21,12 +21,14 @@ class RunFolder:
         self.settings, self.defaults = self.config["settings"], self.config["defaults"]
         self.network, self.teacher = self.config["arch"], self.config.get("teacher_arch")  # None: trained alone
         self.teacher_hash = self.config.get("teacher_sha256")
+        self.processes = self.config.get("world_size", 1)  # batch norm sees the share of one
         self.seed, self.task = self.settings["seed"], tuple(self.settings[flag] for flag in TASK)
         self.budget = self.network, self.task, self.settings["epoch"]  # alike where costs are compared
         # Runs that share it repeat each other. Without defaults: a flag may be younger than the run.
         effective = self.config["effective_settings"].items()
         decisive = {flag: value for flag, value in effective if value != self.defaults.get(flag)}
-        self.key = json.dumps({**decisive, "precision": self.config["precision"], "seed": None}, sort_keys=True)
+        decisive |= {"precision": self.config["precision"], "processes": self.processes, "seed": None}
+        self.key = json.dumps(decisive, sort_keys=True)
 
     @property
     def method(self):
@@ -71,7 +73,7 @@ def find(folders):
     for path in sorted(paths.values()):
         try:
             run = RunFolder(path)
-        except ValueError as e:
+        except (ValueError, OSError) as e:
             passed_over.append(f"{path}: {e}, passed over")
             continue
         first = runs.setdefault((run.key, run.seed, run.result is None), run)

@@ -10,6 +10,7 @@ from conftest import SHARED
 import dataset
 import student_v0
 import teacher
+from reporting import galleries
 
 UNPACK = SHARED / "data" / "unpack.py"
 pytestmark = pytest.mark.skipif(not UNPACK.exists(), reason="CIFAR-100 is not at hand")
@@ -34,6 +35,12 @@ def test_cifar100(data_root):
     assert pixels.mean(0) == pytest.approx(dataset.MEAN, abs=1e-4)
     # what the field uses for red differs from the pixels in the fourth digit
     assert pixels.std(0) == pytest.approx(dataset.STD, abs=2e-4)
+
+
+def test_the_folder_itself_may_be_named(data_root):
+    folder = data_root / "cifar-100-python"
+    assert len(dataset.cifar100(folder)) == 2
+    assert len(galleries.training_set("cifar100", 10, str(folder))) == 10
 
 
 def test_learning_happens(data_root, tmp_path):

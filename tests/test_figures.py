@@ -1,6 +1,7 @@
 """figures.py and galleries.py: what the pictures show, and that all are drawn from a run as the programs leave it."""
 
 import json
+import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -90,6 +91,16 @@ def test_method_shows_what_the_programs_make_of_a_batch(student):
     assert len(shown) == 12 + 9 + 9 and [image.get_alpha() for image in below.images[:12]] == [1] * 9 + [0.4] * 3
     for rank, raw, partner, mixed in zip(ranks, shown[:9], shown[12:21], shown[21:]):
         np.testing.assert_allclose(mixed, (1 - weights[rank]) * raw + weights[rank] * partner, atol=3)
+
+
+def test_a_strategy_of_one_s_own_has_no_picture_of_the_method(student, tmp_path):
+    shutil.copytree(student, tmp_path / "own")
+    config = json.loads((student / "config.json").read_text())
+    for part in ("settings", "effective_settings"):
+        config[part]["strategy"] = 4
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    report.main([str(tmp_path / "own"), "--out", str(tmp_path / "report")])
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == PICTURES - {"method"}
 
 
 def test_picture_undoes_normalizing():

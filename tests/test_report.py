@@ -221,6 +221,30 @@ def test_a_section_holds_a_pair_of_whatever_number_of_epochs(folders):
     }
 
 
+def test_a_section_s_title_says_only_what_all_its_students_share(tmp_path):
+    short = "--epoch 60 --milestones 38"
+    make_run(tmp_path / "unix", "student_v0.py", f"{PAIR} {short}", "vgg13")
+    make_run(tmp_path / "alone60", "teacher.py", f"--arch vgg8 {short}")
+    make_run(tmp_path / "else", "teacher.py", "--arch vgg19")
+    (section, _) = groups.sections(groups_of(tmp_path))
+    assert section.title == "vgg13 → vgg8, epoch 60, milestones 38"
+    make_run(tmp_path / "alone240", "teacher.py", "--arch vgg8")
+    (section, _) = groups.sections(groups_of(tmp_path))
+    names = ["alone", "alone, epoch 60, milestones 38", "UNIX, epoch 60, milestones 38"]
+    assert (section.title, [name for name, _ in section.named]) == ("vgg13 → vgg8", names)
+
+
+def test_runs_of_several_processes_are_told_apart(folders):
+    """Batch norm sees another share of a batch."""
+    config = json.loads((folders / "unix1" / "config.json").read_text())
+    (folders / "unix1" / "config.json").write_text(json.dumps({**config, "world_size": 4}))
+    found = {tuple(g.settings[:-1]): g for g in groups_of(folders) if g.first.method == "UNIX"}
+    assert {settings: seeds_of(g) for settings, g in found.items()} == {(): [0, 2], ("4 processes",): [1]}
+    several = found["4 processes",]
+    assert several.command == f"torchrun --nproc-per-node=4 student_v0.py {PAIR} --seed 1"
+    assert published.accuracy(several.first) is None
+
+
 def test_runs_of_different_teachers_are_told_apart(folders):
     config = json.loads((folders / "kd1" / "config.json").read_text())
     config["effective_settings"]["teacher_sha256"] = config["teacher_sha256"] = "0123456789"
@@ -293,6 +317,14 @@ def test_foreign_and_damaged_folders_are_named_and_passed_over(folders, file, co
     assert printed_cells(out)["vgg13", "vgg8", "KD"][0] == "1"
     passed_over = {line.split(":")[0] for line in err.splitlines()}
     assert passed_over == {str(folders / name) for name in ("kd0", "nowhere", "notes")}
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over(folders, capsys):
+    (folders / "kd0" / "result.json").unlink()
+    (folders / "kd0" / "result.json").mkdir()  # reading it fails as where permission is missing
+    report.main([str(folders)])
+    out, err = capsys.readouterr()
+    assert printed_cells(out)["vgg13", "vgg8", "KD"][0] == "2" and f"{folders / 'kd0'}: " in err
 
 
 def test_a_run_counts_once(folders, capsys):
