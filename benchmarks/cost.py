@@ -4,7 +4,7 @@
     python benchmarks/cost.py --pairs resnet56:resnet20     this pair, anew
     python benchmarks/cost.py --pairs                       none: the tables and the picture of what the file holds
 
-In turn KD, UNIX, and "unscored", which is UNIX between two scorings (--score-every), each in a process of its own: the
+In turn KD, UNIX, and "unscored", as UNIX between two scorings (--score-every), each in a process of its own: the
 programs' steps with untrained networks on generated images, as a run of 240 epochs compiles them. On a CPU their parts
 are timed too. A row of the file is a round, in milliseconds a step.
 """
@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import selector
 import student_v0
-from benchmarks.throughput import WARM_UP, Side, endless, matmul_rate, networks, pair_name, train_step
-from engine.flops import forward_macs, relative_cost
+from benchmarks.throughput import WARM_UP, Side, endless, macs, matmul_rate, pair_name, train_step
+from engine.flops import relative_cost
 from reporting import published
 from reporting.tables import aligned
 from utils import HALVES, Parser, as_path, choose_device, choose_precision, number, run_main
@@ -114,7 +114,7 @@ def write(path, pairs):
 
 def relative(pair, rows, every):
     """(counted, backward as one forward; as two; measured in each round, sorted): --score-every's share of KD, in %."""
-    ft, fs = map(forward_macs, networks(pair))
+    ft, fs = macs(pair)
     counted = [100 * relative_cost(fs, ft, 48, 64, scored=1 / every, backward=backward) for backward in (1, 2)]
     kd, unix, unscored = ([float(row["step"]) for row in rows if row["method"] == m] for m in METHODS)
     return *counted, sorted(100 * (u + (every - 1) * n) / every / k for k, u, n in zip(kd, unix, unscored))
@@ -133,7 +133,7 @@ def cost_table(pairs):
     )
     table = [("teacher → student", *titles)]
     for pair, rows in pairs.items():
-        ft, fs = map(forward_macs, networks(pair))
+        ft, fs = macs(pair)
         cells = [pair.replace(":", " → "), f"{ft / fs:.2f}"]
         for every in EVERY:
             paper, usual, measured = relative(pair, rows, every)

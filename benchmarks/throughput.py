@@ -46,7 +46,7 @@ METHODS = {  # name: flags of student_v0.py; None: the teacher's own training
     "teacher": None,
     "KD": "--strategy 0 --k 64 --b 64 --w 1000",
     "UNIX": "",
-    "unscored": "--strategy 0",  # what UNIX does between the scoring epochs of --score-every
+    "unscored": "--strategy 0",  # as UNIX between the scoring epochs of --score-every, with a few more statistics
 }
 BATCH, IMAGES = 64, 6400  # whole batches
 WARM_UP = 8  # steps before each round: compile, record a graph, use up what the plain loop's workers have ready
@@ -72,6 +72,12 @@ def networks(pair):
     """(teacher, student), untrained, on the CPU."""
     torch.manual_seed(0)
     return [model_dict[arch]() for arch in pair.split(":")]
+
+
+@functools.cache
+def macs(pair):
+    """(of the teacher, of the student): multiply-accumulates of a forward pass."""
+    return tuple(map(forward_macs, networks(pair)))
 
 
 def train_step(device, method, pair, precision="fp32", compilation="auto", graphs=True):
@@ -111,7 +117,7 @@ def plain_step(device, method, pair):
 
 def operations(method, pair):
     """Floating-point operations of a step."""
-    teacher_macs, student_macs = map(forward_macs, networks(pair))
+    teacher_macs, student_macs = macs(pair)
     if METHODS[method] is None:
         return 2 * training_macs(teacher_macs, trained=BATCH, backward=2)
     args = arguments(method, pair)
