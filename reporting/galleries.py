@@ -54,8 +54,9 @@ def selected(run, data_root):
 
 
 def best_selecting(groups, data_root):
-    """The most accurate run of UNIX whose checkpoint and data are at hand, of CIFAR-100 if there is one; else None."""
-    runs = [run for g in groups if g.first.method == "UNIX" for run in g.runs]
+    """The most accurate run of UNIX, by a strategy of SCORES, whose checkpoint and data are at hand, of CIFAR-100 if
+    there is one; else None."""
+    runs = [run for g in groups if g.first.settings.get("strategy") in SCORES for run in g.runs]
     runs.sort(key=lambda run: (run.settings["dataset"] == "cifar100", run.result["best_acc"]), reverse=True)
     return next((run for run in runs if (run.folder / STUDENT).exists() and trained_on(run, data_root)), None)
 
@@ -100,10 +101,8 @@ def most_and_least_selected(run, data_root, count=10):
 
 def method(run, data_root):
     """The picture of the method: uncertainty and mask over the rank, and below, at ranks evenly spread, what becomes of
-    the images. None where the run's student cannot be read, or its strategy is none of ours.
+    the images. None where the run's student cannot be read.
     """
-    if run.settings["strategy"] not in SCORES:
-        return None
     try:
         student, _ = load_model(run.folder / STUDENT, run.network)
     except (CheckpointError, OSError):

@@ -23,8 +23,8 @@ class Group:
 
     @property
     def machines(self):
-        """The (device, precision)s that its runs ran on. Times on different ones do not compare."""
-        return {(run.config["device"], run.config["precision"]) for run in self.runs}
+        """The (device, precision, number of processes)s of its runs. Times on different ones do not compare."""
+        return {(run.config["device"], run.config["precision"], run.processes) for run in self.runs}
 
     def values(self, name):
         """A number of result.json for each run that has it."""
@@ -93,7 +93,7 @@ class Section:
     title: str
     teacher: str | None  # None: networks that no pair of the report contains
     student: str | None
-    setting: str | None  # what all its groups, the teacher's apart, share and not all of the report do
+    setting: str | None  # what all its groups share and not all of the report do
     named: list[tuple[str, Group]]  # the teacher's own training is named "teacher"
 
 
@@ -110,7 +110,7 @@ def sections(groups):
         teachers = [g for *of, g in here if of == [None, teacher] and teacher != student]
         alone = [g for *of, g in here if of == [None, student]]
         distilled = [g for *of, g in here if of == [teacher, student]]
-        told = [setting for setting in shared_settings(alone + distilled) if setting not in common]
+        told = [setting for setting in shared_settings(teachers + alone + distilled) if setting not in common]
         named = [(name(g, "teacher", told), g) for g in teachers]
         named += [(name(g, g.first.method, told), g) for g in alone + distilled]
         title = ", ".join([f"{teacher} → {student}", *told])

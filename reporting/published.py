@@ -24,7 +24,7 @@ def pairs():
 
 def deviations(run):
     """["flag value"] of the settings that change a RunFolder's result and are not those of the published run of its
-    network and method; of "random" as if it were published."""
+    network and method, of "random" as if it were published; "... processes" where there were several."""
     n, student_lr = run.settings["batch_size"], {student: row["student_lr"] for (_, student), row in pairs().items()}
     of_method = {"KD": {"strategy": 0, "k": n, "b": n, "w": 1000.0}, "random": {"strategy": 0}}.get(run.method, {})
     recipe = {**run.defaults, "lr": student_lr.get(run.network, run.defaults["lr"]), **of_method}
