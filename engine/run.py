@@ -65,9 +65,18 @@ def make_config(parser, args, device, precision, **more):
         "effective_settings": {name: value for name, value in effective.items() if name not in WITHOUT_EFFECT},
         "precision": precision,
         "world_size": distributed.world_size(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": git_commit()},
     }
+
+
+def cpu_name():
+    """The processor and how many of its cores torch uses."""
+    named = None
+    with suppress(OSError):  # not Linux
+        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)  # not of Arm's
+    name = named[1] if named else platform.machine()
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def git_commit():

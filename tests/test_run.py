@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import stat
 from argparse import Namespace
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from engine.run import (
     Run,
     RunError,
     arch_from_name,
+    cpu_name,
     find_checkpoint,
     lock,
     make_config,
@@ -313,6 +315,23 @@ def test_an_unknown_commit_says_why(tmp_path, monkeypatch, script, commit):
     parser = teacher.make_parser()
     args = parser.parse_args(["--arch", "resnet8"])
     assert make_config(parser, args, torch.device("cpu"), "fp32")["versions"]["commit"] == commit
+
+
+@pytest.mark.parametrize("cpuinfo, name", [
+    ("processor\t: 0\nmodel name\t: A Processor @ 2 GHz\n\nprocessor\t: 1\nmodel name\t: A Processor @ 2 GHz\n",
+     "A Processor @ 2 GHz"),
+    ("processor\t: 0\nBogoMIPS\t: 200.0\n", platform.machine()), (None, platform.machine()),
+])  # fmt: skip
+def test_the_processor_is_told(monkeypatch, cpuinfo, name):
+    def read_text(path):
+        if cpuinfo is None:
+            raise FileNotFoundError
+        return cpuinfo
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert cpu_name() == f"{name}, 3 of 4 cores"
 
 
 def test_which_checkpoints_are_kept(tmp_path):

@@ -174,12 +174,11 @@ def test_precision(monkeypatch, capsys):
         return choose_precision(Parser("x"), argparse.Namespace(precision=precision), device)
 
     assert chosen("bf16") == "bf16" and chosen("fp32") == "fp32"
-    for native in (False, True):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda native=native: native)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    for speedup, expected, told in ((2.4, "bf16", "bf16 is faster here"), (0.5, "fp32", "bf16 is not faster here")):
+        monkeypatch.setattr(utils, "bf16_speedup", lambda speedup=speedup: speedup)
         capsys.readouterr()
-        assert chosen("auto") == ("bf16" if native else "fp32")
-        assert ("bf16 (native" if native else "fp32 (no native") in capsys.readouterr().out
+        assert chosen("auto") == expected
+        assert f"precision: {expected} ({told};" in capsys.readouterr().out
     cuda = torch.device("cuda")
     assert chosen("tf32", cuda) == "tf32" and chosen("fp32", cuda) == "fp32"
     for capability, expected in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 0), "fp16"), ((6, 1), "fp32")):
@@ -193,6 +192,26 @@ def test_precision(monkeypatch, capsys):
     for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
         with autocast(cpu, precision)():
             assert model(images).dtype == dtype
+
+
+def test_bf16_is_measured_against_fp32(monkeypatch):
+    """On a clock that only products move: what else takes time, or a first slow product, does not count."""
+    clock, products = [0.0], []
+
+    def product(a, b):
+        products.append((a.dtype, torch.get_num_threads()))
+        slow = 9 * (len(products) % 3 == 1)
+        clock[0] += slow + (1 if a.dtype == torch.bfloat16 else 3)
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(utils.time, "thread_time", lambda: clock[0])
+    try:
+        torch.set_num_threads(2)
+        assert utils.bf16_speedup() == 3
+        assert set(products) == {(torch.float32, 1), (torch.bfloat16, 1)} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_process_seconds():
