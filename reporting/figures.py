@@ -103,7 +103,10 @@ def over_epochs(contents, columns=3):
 
 
 def frontier(sections, styles, cost, unit, xlabel):
-    """Accuracy over a number of result.json, and KD of several numbers of epochs as the line to beat."""
+    """Accuracy over a number of result.json, and KD of several numbers of epochs as the line to beat.
+
+    Of seconds, a panel for each machine.
+    """
 
     def plot(axis, students):
         budgets = {}  # KDs that differ in nothing else
@@ -123,8 +126,12 @@ def frontier(sections, styles, cost, unit, xlabel):
     contents = {}
     for section in sections:
         students = [(name, g) for name, g in section.named if not name.startswith("teacher")]
-        if cost != "train_seconds" or len(set.union(*(g.machines for _, g in students))) == 1:
+        if cost != "train_seconds":
             contents[section.title, "best accuracy, %"] = students
+            continue
+        for machine in sorted({machine for _, g in students for machine in g.machines}):
+            here = [(name, g.on(machine)) for name, g in students if machine in g.machines]
+            contents[f"{section.title} ({machine})", "best accuracy, %"] = here
     return panels(contents, plot, xlabel)
 
 

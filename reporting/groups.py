@@ -23,8 +23,12 @@ class Group:
 
     @property
     def machines(self):
-        """The (device, precision, number of processes)s of its runs. Times on different ones do not compare."""
-        return {(run.config["device"], run.config["precision"], run.processes) for run in self.runs}
+        """What its runs ran on, in order. Times on different machines do not compare."""
+        return sorted({run.machine for run in self.runs})
+
+    def on(self, machine):
+        """The Group of those of its runs that ran on it."""
+        return Group([run for run in self.runs if run.machine == machine], self.settings)
 
     def values(self, name):
         """A number of result.json for each run that has it."""
@@ -79,11 +83,15 @@ def kd_baseline(g, groups):
 
 
 def relative_to_kd(g, kd, column):
-    """A mean of `g` in percent of its KD's, None where either is missing. Times are compared on like machines only."""
-    if kd is None or (column == "train_seconds" and g.machines != kd.machines):
+    """A mean of `g` in percent of its KD's, None where either is missing. Times are compared machine by machine."""
+    if kd is None:
         return None
-    own, of_kd = g.mean(column), kd.mean(column)
-    return 100 * own / of_kd if own and of_kd else None
+    pairs = [(g, kd)]
+    if column == "train_seconds":
+        pairs = [(g.on(machine), kd.on(machine)) for machine in g.machines if machine in kd.machines]
+    means = [(own.mean(column), of_kd.mean(column)) for own, of_kd in pairs]
+    ratios = [100 * own / of_kd for own, of_kd in means if own and of_kd]
+    return mean(ratios) if ratios else None
 
 
 @dataclass

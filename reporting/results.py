@@ -22,6 +22,9 @@ class RunFolder:
         self.network, self.teacher = self.config["arch"], self.config.get("teacher_arch")  # None: trained alone
         self.teacher_hash = self.config.get("teacher_sha256")
         self.processes = self.config.get("world_size", 1)  # batch norm sees the share of one
+        self.machine = f"{self.config['device']}, {self.config['precision']}"  # alike where times are compared
+        if self.processes > 1:
+            self.machine += f", {self.processes} processes"
         self.seed, self.task = self.settings["seed"], tuple(self.settings[flag] for flag in TASK)
         self.budget = self.network, self.task, self.settings["epoch"]  # alike where costs are compared
         # Runs that share it repeat each other. Without defaults: a flag may be younger than the run.

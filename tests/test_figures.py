@@ -173,16 +173,27 @@ def test_frontier_joins_kd_of_several_budgets(tmp_path):
         assert max(max(line.get_xdata()) for line in axis.lines) == 60 * factor  # without the teacher's own training
 
 
-def test_seconds_are_drawn_of_one_machine_and_precision_only(tmp_path):
-    pairs = {student: f"--teacher-path teacher_vgg13 --student-arch {student}" for student in ("vgg8", "vgg11")}
-    lines = [f"{pair} --k {k}" for pair in pairs.values() for k in (32, 48)]
-    folders = [make_run(tmp_path / f"{i}", "student_v0.py", line, "vgg13") for i, line in enumerate(lines)]
-    assert len(frontier_axes(folders, "train_seconds")) == 2
-    config = json.loads((folders[0] / "config.json").read_text())
-    for change in ({"device": "another"}, {"precision": "fp32"}):
-        (folders[0] / "config.json").write_text(json.dumps({**config, **change}))
-        assert [title.split(",")[0] for title in frontier_axes(folders, "train_seconds")] == ["vgg13 → vgg11"]
-        assert len(frontier_axes(folders, "train_macs")) == 2
+def test_seconds_are_drawn_by_machine(tmp_path):
+    """And accuracies over operations together. Two seeds of k 48 on different machines are one there, and two here."""
+    pair = "--teacher-path teacher_vgg13 --student-arch vgg8"
+    runs = {"a": "--k 48", "b": "--k 48 --seed 1", "c": "--k 32", "d": "--k 16", "e": "--k 8"}
+    machines = {"a": ["one", "bf16", 1], "b": ["two", "bf16", 1], "c": ["one", "bf16", 1], "d": ["one", "fp32", 1],
+                "e": ["one", "bf16", 2]}  # fmt: skip
+    for i, (name, flags) in enumerate(runs.items()):
+        folder = make_run(tmp_path / name, "student_v0.py", f"{pair} {flags}", "vgg13", train_seconds=i, train_macs=i)
+        config = dict(zip(("device", "precision", "world_size"), machines[name]))
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | config))
+
+    def drawn(cost):
+        axes = frontier_axes([tmp_path / name for name in runs], cost).items()
+        return {title: sorted({x for line in axis.lines for x in line.get_xdata()}) for title, axis in axes}
+
+    title = "vgg13 → vgg8"
+    assert drawn("train_macs") == {title: [0, 0.5, 1, 2, 3, 4]}
+    assert drawn("train_seconds") == {
+        f"{title} (one, bf16)": [0, 2], f"{title} (two, bf16)": [1], f"{title} (one, fp32)": [3],
+        f"{title} (one, bf16, 2 processes)": [4],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("epochs", [3, 240])

@@ -503,7 +503,6 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_holds_no_weights_says_what_it_holds(tmp_path):
-    nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
     for content, found in (
         ([1, 2], "but a list"),
         ({}, "found nothing"),
@@ -512,7 +511,6 @@ def test_what_holds_no_weights_says_what_it_holds(tmp_path):
         ({"model": {"a": torch.empty(1, device="meta")}}, "found a"),
         ({"model": {"a": torch.ones(1, dtype=torch.complex64)}}, "found a"),
         ({"model": {"a": torch.quantize_per_tensor(torch.ones(1), 1, 0, torch.qint8)}}, "found a"),
-        ({"model": {"a": nested}}, "found a"),
         ({"epoch": 3, "weights": {}}, "under state_dict, model, net.*; found epoch, weights"),
         ({str(i): i for i in range(9)}, "found 0, 1, 2 and 6 more"),
         ({"state_dict": {}}, "found nothing"),
@@ -521,6 +519,9 @@ def test_what_holds_no_weights_says_what_it_holds(tmp_path):
         with pytest.raises(CheckpointError, match=f"holds no weights .*{found}") as error:
             load_model(save(tmp_path / "other.pth", content), "resnet8")
         assert "\n" not in str(error.value)
+    nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
+    with pytest.raises(CheckpointError, match=r"holds no weights .*found a|would run code"):  # since torch 2.15
+        load_model(save(tmp_path / "nested.pth", {"model": {"a": nested}}), "resnet8")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
