@@ -38,7 +38,7 @@ def main(argv=None):
     for line in passed_over:
         print(line, file=sys.stderr)
     groups, unfinished = group(runs), [tables.progress(run) for run in runs if run.result is None]
-    found = [(section, [tables.row(section, *of, groups) for of in section.named]) for section in sections(groups)]
+    found = [(section, [tables.row(section, *of) for of in section.named]) for section in sections(groups)]
     every_row = [row for _, rows in found for row in rows]
     if every_row:
         print(tables.aligned(tables.table(every_row, tables.IN_A_TERMINAL)))

@@ -200,7 +200,7 @@ def set_up(parser, args):
     precision = choose_precision(parser, args, device)
     setup_backend(device, precision == "tf32", graphs=args.compile != "off")
     distributed.init(device)
-    return device, precision
+    return device, distributed.run_on_rank0(lambda: precision)  # of one run, on whatever hardware
 
 
 def choose_device(parser, gpu_id):

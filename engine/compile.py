@@ -33,12 +33,12 @@ class CUDAGraphed:
     enabled = False
 
     def __init__(self, function, batch_size):
-        self.function, self.batch_size = function, batch_size
+        self.function, self.batch_size, self.stream = function, batch_size, None
         self.reset()
 
     def reset(self):
         """Record anew, as after a number that the function reads has changed."""
-        self.graph = self.inputs = self.outputs = self.stream = None
+        self.graph = self.inputs = self.outputs = None
         self.calls = 0
 
     def __call__(self, *inputs):
@@ -54,7 +54,8 @@ class CUDAGraphed:
                 CUDAGraphed.enabled = False
                 self.reset()
                 print(f"CUDA graphs: off, a step could not be captured ({(str(e).strip() or repr(e)).splitlines()[0]})")
-                return self.function(*inputs)
+        if self.graph is None:  # not within `except`, which keeps the failed capture's memory
+            return self.function(*inputs)
         torch._foreach_copy_(self.inputs, list(inputs))
         self.graph.replay()
         return self.outputs

@@ -147,6 +147,9 @@ class Run:
             raise RunError(f"{self.folder} has been finished by another process meanwhile")
         if saved is None:
             write_json(self.folder / "config.json", self.config)
+        elif self.config["device"] not in saved["device"].split(", then "):  # its seconds are of several
+            device = f"{saved['device']}, then {self.config['device']}"
+            write_json(self.folder / "config.json", saved | {"device": device})
 
     def __exit__(self, *_):
         for resource in filter(None, (self.events, self.lock)):
@@ -199,6 +202,9 @@ class Run:
         if saved:
             trainer.model.load_state_dict(saved["state_dict"])
             trainer.optimizer.load_state_dict(saved["optimizer"])
+            for weights, state in trainer.optimizer.state.items():  # fused SGD wants both in one memory format
+                if state.get("momentum_buffer") is not None:
+                    state["momentum_buffer"] = torch.empty_like(weights).copy_(state["momentum_buffer"])
             trainer.load_state(saved["trainer"])
             self.rows, self.best_weights = saved["rows"], saved["best"]
             step = f", step {saved['partial_epoch']['step']} of the next" if saved["partial_epoch"] else ""

@@ -75,8 +75,8 @@ def shared_settings(groups):
 
 
 def kd_baseline(g, groups):
-    """The KD that a group's cost is compared with: of the same network, task, epochs and teacher (of any for runs
-    alone) the one whose settings are most alike, None without such."""
+    """The KD among a section's groups that a group's cost is compared with: of the same network, epochs and teacher
+    (of any for runs alone) the one whose settings are most alike, None without such."""
     kds = [kd for kd in groups if kd.first.method == "KD" and kd.first.budget == g.first.budget]
     kds = [kd for kd in kds if g.first.teacher_hash in (None, kd.first.teacher_hash)]
     return min(kds, key=lambda kd: len(set(kd.settings) ^ set(g.settings)), default=None)

@@ -65,7 +65,8 @@ def read_dict(path, keys):
 def find(folders):
     """The runs in and below `folders`, and a line about each folder that was passed over: (RunFolders, lines).
 
-    A run found twice counts once, and of runs of the same settings and seed the first by name.
+    A run found twice counts once, and of runs of the same settings and seed the one that lies highest (one's own before
+    those in experiments/results/), then the first by name.
     """
     paths, runs, passed_over = {}, {}, []
     for folder in folders:
@@ -73,7 +74,7 @@ def find(folders):
         paths = {path.parent.resolve(): path.parent for path in signs} | paths
         if not signs:
             passed_over.append(f"{folder}: no run there")
-    for path in sorted(paths.values()):
+    for path in sorted(paths.values(), key=lambda path: (len(path.parts), path)):
         try:
             run = RunFolder(path)
         except (ValueError, OSError) as e:

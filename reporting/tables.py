@@ -28,9 +28,9 @@ COLUMNS = {  # of a row: (title, format)
 IN_A_TERMINAL = set(COLUMNS) - {"published", "difference", "teacher_acc", "computation_usual", "tmac"}
 
 
-def row(section, name, g, groups):
+def row(section, name, g):
     """{column: number, text or None} of a group of a section; "..._std": over the seeds."""
-    kd, stated = kd_baseline(g, groups), published.accuracy(g.first)
+    kd, stated = kd_baseline(g, [other for _, other in section.named]), published.accuracy(g.first)
 
     def computation(ending):  # as the runs have it, else from the operations of `kd`
         own = g.mean(f"computation{ending}")

@@ -276,6 +276,17 @@ def test_cost_is_compared_with_kd_of_the_same_teacher_task_and_machine(folders, 
     assert compared("plain", f"{PAIR} --k 43") == 80
 
 
+def test_a_student_alone_is_compared_with_kd_of_each_pair_s_teacher(tmp_path, capsys):
+    make_run(tmp_path / "alone", "teacher.py", "--arch vgg8", train_macs=3e12)
+    for teacher, cost in (("vgg13", 6e12), ("ResNet50", 30e12)):
+        line = f"--teacher-path teacher_{teacher} --student-arch vgg8 {KD}"
+        make_run(tmp_path / teacher, "student_v0.py", line, teacher, train_macs=cost)
+    report.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    with (tmp_path / "out" / "report.csv").open(newline="") as file:
+        found = {row["teacher"]: float(row["computation"]) for row in csv.DictReader(file) if row["method"] == "alone"}
+    assert found == {"vgg13": 50, "ResNet50": 10}
+
+
 # --------------------------------------------------------------------------------------------------------- commands
 
 
@@ -337,6 +348,15 @@ def test_a_run_counts_once(folders, capsys):
     assert printed_cells(out)["vgg13", "vgg8", "UNIX"][0] == "3"
     assert f"unix0.20260101-000000: same settings and seed as {folders / 'unix0'}" in err
     assert len(err.splitlines()) == len(("broken", "foreign", "the copy"))
+
+
+def test_one_s_own_run_counts_before_the_published_one(tmp_path, capsys):
+    for place, accuracy in (("a_results", 60), ("", 61)):
+        make_run(tmp_path / place / "teacher_vgg8", "teacher.py", "--arch vgg8", best_acc=accuracy)
+    report.main([str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert "61.00" in out and "60.00" not in out
+    assert f"{tmp_path / 'a_results' / 'teacher_vgg8'}: same settings and seed as {tmp_path / 'teacher_vgg8'}" in err
 
 
 def test_damaged_metrics_and_counter_cost_only_their_pictures(folders, tmp_path):

@@ -149,7 +149,7 @@ def config(**settings):
     settings = {**base, **settings}
     effective = {**settings, "save_interval": 40, "teacher_sha256": "a"}
     named = {"settings": settings, "effective_settings": effective, "defaults": base}
-    return {**named, "kind": "student", "arch": "resnet8", "precision": "fp32"}
+    return {**named, "kind": "student", "arch": "resnet8", "precision": "fp32", "device": "here"}
 
 
 def run_in(folder, settings, fresh=False):
@@ -209,6 +209,39 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_with(tmp_path, capsys):
     assert run_in(tmp_path / "run", elsewhere).config["precision"] == "fp32"
     assert "precision: fp32, in which this run began" in capsys.readouterr().out
     assert run_in(tmp_path / "run", {**config(), "precision": "bf16"}, fresh=True).config["precision"] == "bf16"
+
+
+def test_a_resumed_run_names_every_device_that_it_ran_on(tmp_path):
+    for device in ("here", "there", "here", "there"):
+        open_run(tmp_path / "run", {**config(), "device": device})
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {**config(), "device": "here, then there"}
+
+
+@pytest.mark.parametrize("before, after", [(0, 1), (1, 0)])
+def test_momentum_takes_the_memory_format_of_the_weights(tmp_path, before, after):
+    """fp32 weights are channels last on a CPU and first on a GPU: a run that moves goes on as if it had stayed."""
+    images = torch.randn(2, 4, 5, 5)
+
+    def trained(place):
+        torch.manual_seed(0)
+        trainer, formats = Trained(), (torch.contiguous_format, torch.channels_last)
+        trainer.model = torch.nn.Conv2d(4, 6, 3).to(memory_format=formats[place])
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), 0.1, 0.9, fused=True)
+        return trainer
+
+    def step(trainer):
+        trainer.optimizer.zero_grad()
+        trainer.model(images).square().mean().backward()
+        trainer.optimizer.step()
+
+    stayed, moved = trained(before), trained(after)
+    step(stayed)
+    for trainer in (stayed, moved):
+        with run_in(tmp_path / "run", config()) as run:
+            run.restore(trainer)
+            run.save(trainer)
+        step(trainer)
+    torch.testing.assert_close(moved.model.state_dict(), stayed.model.state_dict())
 
 
 def test_a_downloaded_teacher_is_not_overwritten(tmp_path):
