@@ -24,8 +24,8 @@ class CUDAGraphed:
     """A function of tensors under the in-place contract; on CUDA it is recorded as a graph and replayed.
 
     Launching a step's kernels takes the host longer than the GPU needs to run them; a graph is one launch. function:
-    takes and returns tensors, in any structure. Calls whose first argument has not batch_size rows run it as it is,
-    as all do unless setup_backend() has enabled graphs. The next call overwrites what it returns.
+    leaves what it computes in tensors that stay, and returns nothing. Calls whose first argument has not batch_size
+    rows run it as it is, as all do unless setup_backend() has enabled graphs.
     """
 
     WARM_UP = 3  # plain calls, in which libraries choose their kernels and the optimizer makes its buffers
@@ -38,7 +38,7 @@ class CUDAGraphed:
 
     def reset(self):
         """Record anew, as after a number that the function reads has changed."""
-        self.graph = self.inputs = self.outputs = None
+        self.graph = self.inputs = None
         self.calls = 0
 
     def __call__(self, *inputs):
@@ -58,7 +58,6 @@ class CUDAGraphed:
             return self.function(*inputs)
         torch._foreach_copy_(self.inputs, list(inputs))
         self.graph.replay()
-        return self.outputs
 
     def capture(self, inputs):
         """Record the function for inputs like these, without running it."""
@@ -67,7 +66,7 @@ class CUDAGraphed:
         self.inputs = [tensor.clone() for tensor in inputs]
         try:
             with torch.cuda.graph(graph, stream=self.stream):
-                self.outputs = self.function(*self.inputs)
+                self.function(*self.inputs)
         finally:
             torch.cuda.set_stream(current)  # torch stays on the other one where beginning or ending a capture fails
         self.graph = graph
@@ -78,9 +77,8 @@ class CUDAGraphed:
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            outputs = self.function(*inputs)
+            self.function(*inputs)
         current.wait_stream(self.stream)
-        return outputs
 
 
 def place(network, device, autocast):

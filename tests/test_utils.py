@@ -109,6 +109,8 @@ def test_flags_reach_what_they_set(monkeypatch):
         device, precision = utils.set_up(Parser("x"), args)
         assert (autocast(device, precision) is nullcontext) == (precision != "bf16")
     assert prepared == [(True, True), (False, False), (False, True)]
+    monkeypatch.setattr(utils.distributed, "run_on_rank0", lambda function: "rank 0's")
+    assert utils.set_up(Parser("x"), args)[1] == "rank 0's"
 
 
 def test_peak_memory_is_of_the_past():
