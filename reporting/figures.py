@@ -122,6 +122,7 @@ def frontier(sections, styles, cost, unit, xlabel):
             if len(points) > 1:
                 axis.plot(*zip(*sorted(points)), color="0.5", linewidth=1, zorder=1, label="KD, through its budgets")
         axis.margins(0.15)
+        axis.set_xlim(0, 1.1 * axis.dataLim.xmax)  # costs compare by their ratio
 
     contents = {}
     for section in sections:

@@ -171,6 +171,7 @@ def test_frontier_joins_kd_of_several_budgets(tmp_path):
         x, y = lines_of(axis)["KD, through its budgets"]
         assert [value / factor for value in x] == [46, 60] and y == [68.5, 70]
         assert max(max(line.get_xdata()) for line in axis.lines) == 60 * factor  # without the teacher's own training
+        assert axis.get_xlim()[0] == 0 and axis.get_xlim()[1] > 60 * factor
 
 
 def test_seconds_are_drawn_by_machine(tmp_path):
