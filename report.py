@@ -5,7 +5,7 @@
     python report.py --cost                          what the published pairs cost, without training
 
 Takes folders of runs, or folders that hold such. Runs that differ in the seed alone are one row, as mean ± standard
-deviation of the sample.
+deviation of the sample, whatever precision --precision auto chose for each.
 """
 
 import csv

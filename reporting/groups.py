@@ -15,7 +15,7 @@ class Group:
     """Finished runs that differ in the seed alone."""
 
     runs: list[RunFolder]  # by seed
-    settings: list[str]  # "flag value" where not as published, then "precision ..." and where needed "teacher ..."
+    settings: list[str]  # "flag value" where not as published, then --precision if given and where needed "teacher ..."
 
     @property
     def first(self):
@@ -62,7 +62,9 @@ def group(runs):
     finished, groups = sorted((run for run in runs if run.result), key=lambda run: run.seed), []
     for key in dict.fromkeys(run.key for run in finished):
         same = [run for run in finished if run.key == key]
-        settings = [*published.deviations(same[0]), f"precision {same[0].config['precision']}"]
+        settings, precision = published.deviations(same[0]), same[0].settings["precision"]
+        if precision != same[0].defaults["precision"]:
+            settings.append(f"precision {precision}")
         if len({run.teacher_hash for run in finished if run.teacher == same[0].teacher}) > 1:
             settings.append(f"teacher {same[0].teacher_hash[:8]}")
         groups.append(Group(same, settings))

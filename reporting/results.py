@@ -27,10 +27,11 @@ class RunFolder:
             self.machine += f", {self.processes} processes"
         self.seed, self.task = self.settings["seed"], tuple(self.settings[flag] for flag in TASK)
         self.budget = self.network, self.task, self.settings["epoch"]  # alike where costs are compared
-        # Runs that share it repeat each other. Without defaults: a flag may be younger than the run.
+        # Runs that share it repeat each other, also where --precision auto chose differently: that is but rounding.
+        # Without defaults: a flag may be younger than the run.
         effective = self.config["effective_settings"].items()
         decisive = {flag: value for flag, value in effective if value != self.defaults.get(flag)}
-        decisive |= {"precision": self.config["precision"], "processes": self.processes, "seed": None}
+        decisive |= {"processes": self.processes, "seed": None}
         self.key = json.dumps(decisive, sort_keys=True)
 
     @property
