@@ -96,6 +96,11 @@ def fake(monkeypatch):
     monkeypatch.setattr(torch, "_fused_sgd_", lambda weights, grads, *_, **__: updated.extend(zip(weights, grads)))
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # the networks' weights are drawn on the CPU
     mode.updated = updated
+    try:
+        with mode:
+            torch.zeros(2, device=CUDA)[:1]
+    except RuntimeError as e:  # as of torch 2.6
+        pytest.skip(f"this torch slices no fake CUDA tensor without a driver ({str(e).splitlines()[0]})")
     return mode
 
 
