@@ -259,7 +259,7 @@ class Progress:
     def __init__(self, tag, args, images_per_epoch, done, done_steps):
         self.tag, self.epochs, self.images_per_epoch = tag, args.epoch, images_per_epoch
         self.done = self.done_before = done
-        self.start = self.refreshed = time.monotonic()
+        self.seconds, self.refreshed = 0, time.monotonic()
         self.bar = tqdm(
             total=args.epoch * images_per_epoch,
             initial=done * images_per_epoch + min(done_steps * args.batch_size, images_per_epoch),
@@ -282,7 +282,8 @@ class Progress:
     def epoch(self, row, best_acc):
         """An epoch is over. row: as Run.end_epoch takes it."""
         self.done += 1
-        left = (time.monotonic() - self.start) / (self.done - self.done_before) * (self.epochs - self.done)
+        self.seconds += row["train_seconds"] + row["val_seconds"]  # of whole epochs, also of one begun before a stop
+        left = self.seconds / (self.done - self.done_before) * (self.epochs - self.done)
         self.bar.write(
             f"epoch {self.done:3d}/{self.epochs}  "
             f"train loss {row[f'{self.tag}loss']:.3f} acc {row[f'{self.tag}acc']:5.2f} %  "

@@ -23,7 +23,7 @@ import student_v0
 import teacher
 from engine.flops import forward_macs
 from engine.meters import Evaluator, Meters
-from engine.trainer import TrainStep, final_test
+from engine.trainer import Progress, TrainStep, final_test
 from losses import attention_transfer, similarity_preserving
 from models import load_model, model_dict, read_checkpoint
 
@@ -575,3 +575,12 @@ def test_output_elsewhere_than_a_terminal_is_line_wise(tmp_path):
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert "\r" not in result.stdout and re.search(r"epoch +1/1 .* val loss .* img/s +eta 0:00:00\n", result.stdout)
     shutil.rmtree(tmp_path / "x")
+
+
+def test_remaining_time_of_a_run_resumed_within_an_epoch(capsys):
+    """Stopped after the 100 steps of epoch 3: that epoch's seconds count whole, though none is spent here."""
+    progress = Progress("train/", Namespace(epoch=10, batch_size=64), 6400, done=2, done_steps=100)
+    row = {"train/loss": 1, "train/acc": 1, "val/cls_loss": 1, "val/cls_acc": 1, "val_seconds": 10}
+    for train_seconds, eta in ((90, "0:11:40"), (40, "0:07:30")):
+        progress.epoch(row | {"train_seconds": train_seconds}, best_acc=1)
+        assert capsys.readouterr().out.endswith(f"eta {eta}\n")
