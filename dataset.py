@@ -87,13 +87,13 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
-    def batches(self, batch_size, seed, epoch):
-        """An epoch's order, crops and flips: for each step what batch() takes. The last one has the images left."""
+    def draw_epoch(self, batch_size, seed, epoch):
+        """An epoch's order, crops and flips: for each step what load_batch() takes. The last one has the images left."""
         rng, n = generator(seed, epoch, BATCHES), len(self)
         drawn = rng.permutation(n), rng.integers(0, 2 * PADDING + 1, (n, 2)), rng.random(n) < 0.5
         return list(zip(*(torch.from_numpy(array).to(self.images.device).split(batch_size) for array in drawn)))
 
-    def batch(self, chosen, offsets, flips):
+    def load_batch(self, chosen, offsets, flips):
         """(images, labels, indices) of the (m,) int64 positions `chosen`, (m, 3, 32, 32) float32. See augment."""
         images = self.normalized(augment(self.images[chosen], offsets, flips))
         return images, self.labels[chosen], self.indices[chosen]
@@ -125,14 +125,14 @@ class Data:
     train: Split
     val: Split  # what the best epoch is chosen on: the test images, or with a holdout the images held out
     test: Split | None  # the test images where there is a holdout, else None
-    train_size: int  # images of the training set before any were held out: the range of `train.indices`
+    num_train_images: int  # images of the training set before any were held out: the range of `train.indices`
 
     def hold_out(self, n, seed):
         """The Data with n training images, stratified, kept apart as `val`; as it is for n = 0."""
         if not n:
             return self
         mask = torch.from_numpy(held_out_mask(self.train.labels.cpu().numpy(), n, seed)).to(self.train.labels.device)
-        return Data(self.train[~mask], self.train[mask], self.val, self.train_size)
+        return Data(self.train[~mask], self.train[mask], self.val, self.num_train_images)
 
 
 def load(dataset, root, device, train_limit=None, val_limit=None):

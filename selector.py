@@ -96,7 +96,7 @@ class Selection(NamedTuple):
     kept: torch.Tensor  # (k,) int64: the place in the batch of each
     partner: torch.Tensor  # (k,) int64: whom each is mixed with
     mask: torch.Tensor  # (k,) float32: the partner's weight
-    rank: torch.Tensor  # (n,) int64: the full ranking, most uncertain first
+    order: torch.Tensor  # (n,) int64: the whole batch, most uncertain first
 
 
 class Selector(NamedTuple):
@@ -122,9 +122,9 @@ class Selector(NamedTuple):
         """
         n = len(images)
         if self.needs_scores:
-            rank = scores.argsort(descending=True, stable=True)
+            order = scores.argsort(descending=True, stable=True)
         else:
-            rank = torch.arange(n, device=images.device)  # the batch's own order, which is random already
+            order = torch.arange(n, device=images.device)  # the batch's own order, which is random already
         mask = lam * mixup_mask(n, self.batch_size, self.b, self.w, images.device)
-        kept, partner, mask = rank[: self.k], partner[: self.k], mask[: self.k]
-        return Selection(mix(images, kept, partner, mask), kept, partner, mask, rank)
+        kept, partner, mask = order[: self.k], partner[: self.k], mask[: self.k]
+        return Selection(mix(images, kept, partner, mask), kept, partner, mask, order)

@@ -7,72 +7,74 @@
 Writes experiments/teacher_<arch>/, see engine/run.py. The same command, given again, resumes an interrupted run.
 """
 
+import sys
+from argparse import Namespace
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import dataset
-from engine import distributed
-from engine.compile import compile_network
-from engine.flops import cost_so_far, forward_macs
+from engine.device import Precision, setup_backend
+from engine.flops import cost_so_far, forward_macs, network_size
 from engine.meters import correct
 from engine.run import Run, make_config, name_suffix
 from engine.trainer import Trainer, fit
 from models import model_dict
-from utils import Parser, add_shared_flags, autocast, check_shared_flags, run_main, set_up
+from utils import Parser, add_shared_flags, check_shared_flags, run_main, set_up
 
 
-def make_parser():
-    parser = Parser(__doc__)
+def make_parser() -> Parser:
+    parser = Parser("teacher.py", __doc__)
     parser.add_argument("--arch", required=True, choices=model_dict, metavar="NAME", help=", ".join(model_dict))
     add_shared_flags(parser)
     return parser
 
 
 class TeacherTrainer(Trainer):
-    """Trains with cross-entropy. See engine.trainer.Trainer."""
+    """Trains with cross-entropy."""
 
     tag = "train/cls_"
 
-    def __init__(self, model, args, data, autocast):
-        super().__init__(model, args, data, autocast)
-        self.ddp_model, self.macs = distributed.wrap_ddp(self.model), forward_macs(model)
-        if self.compile == "all":
-            images = data.train.normalized(data.train.images[: args.batch_size])
-            self.ddp_model = compile_network(model, images, autocast, grad=True)
-        if self.compile != "all" or self.ddp_model is model:
-            self.compile = "none"
+    def __init__(self, model: nn.Module, args: Namespace, data: dataset.Data, precision: Precision):
+        super().__init__(model, args, data, precision)
+        self.macs = forward_macs(model)
 
-    def batches(self, epoch):
-        return self.data.train.batches(self.args.batch_size, self.args.seed, epoch)
+    def draw_epoch(self, epoch: int) -> list[tuple[torch.Tensor, ...]]:
+        return self.data.train.draw_epoch(self.args.batch_size, self.args.seed, epoch)
 
-    def step(self, chosen, offsets, flips):
-        images, labels, _ = self.data.train.batch(*distributed.shard((chosen, offsets, flips)))
-        with self.autocast():
-            logits = self.ddp_model(images)
+    def step(self, chosen: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor) -> dict[str, torch.Tensor]:
+        images, labels, _ = self.data.train.load_batch(chosen, offsets, flips)
+        with self.precision.autocast():
+            logits = self.model(images)
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         self.update(losses.mean())
         return {"train/cls_loss": losses.detach(), "train/cls_acc": correct(logits, labels)}
 
-    def cost(self, epochs):
+    def cost(self, epochs: int) -> dict[str, float]:
         return cost_so_far(self.macs, trained=epochs * len(self.data.train))
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     parser = make_parser()
     args = parser.parse_args(argv)
     check_shared_flags(parser, args)
     device, precision = set_up(parser, args)
 
-    config = make_config(parser, args, device, precision, kind="teacher", arch=args.arch)
-    run = Run(args, f"teacher_{args.arch}{name_suffix(config, named={'arch'})}", config)
-    if run.finished():
-        return run.summarize()
-
-    data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit)
-    data = data.hold_out(args.holdout, args.seed)
     torch.manual_seed(args.seed)
     model = model_dict[args.arch](num_classes=dataset.NUM_CLASSES)
-    trainer = TeacherTrainer(model, args, data, autocast(device, run.config["precision"]))
+    identity = network_size(model)
+    config = make_config(parser, args, argv, device, precision, kind="teacher", arch=args.arch, identity=identity)
+    run = Run(args, f"teacher_{args.arch}{name_suffix(config, named={'arch'})}", config)
+    if run.result:
+        return run.summarize()
+
+    precision = Precision(run.config["precision"], device.type)
+    setup_backend(device, precision)
+    data = dataset.load(args.dataset, args.data_root, device, args.train_limit, args.val_limit)
+    data = data.hold_out(args.holdout, args.seed)
+    trainer = TeacherTrainer(model, args, data, precision)
     fit(run, trainer, teacher_acc=None, student_macs=trainer.macs)
 
 

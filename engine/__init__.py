@@ -1,1 +1,1 @@
-"""The machinery behind both programs. Nothing in here knows them, or the method."""
+"""The machinery behind both programs. Nothing in here knows the programs or the method."""

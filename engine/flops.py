@@ -7,12 +7,13 @@ pass of teacher and student, and c is what a backward pass counts as: one forwar
 import copy
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 COUNTINGS = {"": 1, "_usual": 2}  # suffix of a figure's name: forward passes that a backward pass counts as
 
 
-def forward_macs(model):
+def forward_macs(model: nn.Module) -> int:
     """Multiply-accumulates of one forward pass of a (3, 32, 32) image. Runs a copy on the meta device."""
     model = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -20,7 +21,12 @@ def forward_macs(model):
     return counter.get_total_flops() // 2
 
 
-def training_macs(student, teacher=0, trained=0, scored=0, backward=1):
+def network_size(model: nn.Module) -> dict[str, int]:
+    """What tells two networks of one name apart."""
+    return {"parameters": sum(weights.numel() for weights in model.parameters()), "macs": forward_macs(model)}
+
+
+def training_macs(student: float, teacher: float = 0, trained: int = 0, scored: float = 0, backward: int = 1) -> float:
     """Multiply-accumulates of training on `trained` images and scoring `scored`.
 
     student, teacher: forward_macs of each (no teacher: 0). backward: forward passes that a backward pass counts as.
@@ -28,7 +34,7 @@ def training_macs(student, teacher=0, trained=0, scored=0, backward=1):
     return trained * (teacher + (1 + backward) * student) + scored * student
 
 
-def relative_cost(student, teacher, k, n, scored=1.0, backward=1):
+def relative_cost(student: float, teacher: float, k: int, n: int, scored: float = 1.0, backward: int = 1) -> float:
     """Cost of a batch of n of which k are kept, relative to ordinary distillation of all n.
 
     student, teacher, backward: as above. scored: the share of batches that the student scores first.
@@ -37,7 +43,9 @@ def relative_cost(student, teacher, k, n, scored=1.0, backward=1):
     return cost / training_macs(student, teacher, n, backward=backward)
 
 
-def cost_so_far(student, teacher=0, trained=0, scored=0, seen=0):
+def cost_so_far(
+    student: float, teacher: float = 0, trained: int = 0, scored: float = 0, seen: int = 0
+) -> dict[str, float]:
     """A run's figures up to now, in both countings, under the names that logs and result.json use.
 
     student, teacher, trained, scored: as above. seen: images that ordinary distillation would have trained on.
@@ -51,7 +59,7 @@ def cost_so_far(student, teacher=0, trained=0, scored=0, seen=0):
     return figures
 
 
-def cost_in_words(figures):
-    """figures: of cost_so_far, with a teacher."""
+def cost_in_words(figures: dict[str, float]) -> str:
+    """The computation of a distillation. figures: of cost_so_far."""
     paper, usual = (100 * figures[f"computation{suffix}"] for suffix in COUNTINGS)
-    return f"computation {paper:.1f} % of KD's, {usual:.1f} % if backward counts as two forwards"
+    return f"computation {paper:.1f} % of KD's, {usual:.1f} % if a backward pass counts as two forward passes"

@@ -1,297 +1,189 @@
-"""The epoch loop of both programs: train, validate, save; stop at a signal, and resume where a run stopped."""
+"""The training of both programs: one epoch (Trainer), and the order of epochs (fit)."""
 
 import math
-import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from argparse import Namespace
+from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from engine import distributed
-from engine.compile import CUDAGraphed, place, resolve_compile
+from dataset import Data
+from engine.compile import CUDAGraphed
+from engine.device import Precision, peak_memory, to_device
 from engine.meters import Evaluator, Meters
-from engine.run import RunError
+from engine.run import Run
 from models import read_checkpoint
-from utils import hours, learning_rate, peak_memory, print0, process_seconds, reset_peak_memory, stop_signals
 
 
 class Trainer:
-    """What fit() trains: a network, its optimizer and the training step. A program subclasses it.
+    """Trains a network for one epoch at a time. A program supplies draw_epoch(), step() and cost().
 
-    model: is moved to the data's device. data: see dataset.Data. autocast: gives a context for a forward pass, see
-    utils.autocast.
+    model: is moved to the device that holds the data. args: the program's flags.
     """
 
-    tag = "train/"  # of `loss` and `acc` in the step's statistics
+    tag = "train/"  # of `loss` and `acc` among the step's statistics
 
-    def __init__(self, model, args, data, autocast):
-        self.args, self.data, self.autocast = args, data, autocast
-        device, steps = data.train.labels.device, args.epoch * -(-len(data.train) // args.batch_size)
-        self.compile = resolve_compile(args.compile, device, steps)
-        self.model = place(model, device, autocast)
-        if args.sync_bn:
-            torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    def __init__(self, model: nn.Module, args: Namespace, data: Data, precision: Precision):
+        self.args = args
+        self.data = data
+        self.precision = precision
+        device = data.train.labels.device
+        self.model = to_device(model, device, precision)
+        self.learning_rate = torch.tensor(args.lr, device=device)  # a tensor, so that a recorded step reads it anew
         self.optimizer = torch.optim.SGD(
-            model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=True
+            self.model.parameters(), self.learning_rate, args.momentum, weight_decay=args.weight_decay, fused=True
         )
-        with autocast():
-            fp16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)  # keeps the in-place contract with fused SGD
-        if fp16:  # where the first step overflows, torch would leave these as allocated
-            for weights in model.parameters():
-                self.optimizer.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
+        # Made here, so that resuming has something to fill, and as torch leaves them unset where the first step of
+        # fp16 overflows. With zeros the first step is the same as without.
+        self.momentum_buffers = [torch.zeros_like(weights) for weights in self.model.parameters()]
+        for weights, buffer in zip(self.model.parameters(), self.momentum_buffers):
+            self.optimizer.state[weights]["momentum_buffer"] = buffer
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
+        self.meters = Meters(device)
+        self.graphed_step = CUDAGraphed(self.metered_step, args.batch_size)
 
-    def begin_epoch(self, epoch):
-        """Set the numbers that step() reads. Returns them: another tuple has the step recorded anew."""
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.args, epoch)
-        return (learning_rate(self.args, epoch),)
+    # ------------------------------------------------------------------------------------------ supplied by a program
 
-    def batches(self, epoch):
-        """The epoch's randomness: a list, for each step the tensors that step() takes."""
+    def draw_epoch(self, epoch: int) -> list[tuple[torch.Tensor, ...]]:
+        """The epoch's randomness: for each step the tensors that step() takes."""
+        raise NotImplementedError
 
-    def step(self, *batch):
+    def step(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Train on a batch, under the in-place contract of engine.compile.
 
         Returns {name: (m,) tensor, one value a sample}, `loss` and `acc` (with the tag) among them.
         """
+        raise NotImplementedError
 
-    def update(self, loss):
+    def cost(self, epochs: int) -> dict[str, float]:
+        """What so many epochs cost: see flops.cost_so_far."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------------------- may be extended
+
+    def end_epoch(self, centers: torch.Tensor) -> None:
+        """Called after validation, which gave the class centers (see Evaluator)."""
+
+    def state(self) -> dict[str, Any]:
+        """What resuming needs besides the weights."""
+        return {"momentum": [buffer.cpu() for buffer in self.momentum_buffers], "scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what state() gave."""
+        for buffer, saved in zip(self.momentum_buffers, state["momentum"]):
+            buffer.copy_(saved)
+        self.scaler.load_state_dict(state["scaler"])
+
+    def files(self) -> dict[str, bytes]:
+        """{name: content} of what the run's folder holds besides the usual files."""
+        return {}
+
+    # ----------------------------------------------------------------------------------------------------- one epoch
+
+    def train_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        """Train for an epoch, numbered from 1. Returns the mean of each of the step's statistics."""
+        self.model.train()
+        self.learning_rate.fill_(learning_rate(self.args, epoch))
+        self.meters.reset()
+        for batch in self.draw_epoch(epoch):
+            self.graphed_step(*batch)
+            if bar.update(len(batch[0])):  # it was drawn, which is seldom enough to wait for the device
+                accuracy = self.meters.means()[f"{self.tag}acc"]
+                bar.set_postfix_str(f"epoch {epoch}/{self.args.epoch}, train acc {accuracy:.1f} %", refresh=False)
+        return self.meters.means()
+
+    def metered_step(self, *batch: torch.Tensor) -> None:
+        """A step, its statistics added to the meters."""
+        self.meters.add(self.step(*batch))
+
+    def update(self, loss: torch.Tensor) -> None:
         """A step of the optimizer; with fp16 of the scaled loss, or none where that overflows."""
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def end_epoch(self, centers):
-        """Called after validation, which gave the class centers."""
 
-    def cost(self, epochs):
-        """What so many epochs cost: see flops.cost_so_far."""
-
-    def state(self):
-        """What resuming needs besides weights and optimizer: tensors, numbers, lists and dicts."""
-        return {"scaler": self.scaler.state_dict()}
-
-    def load_state(self, state):
-        """Take back what state() gave."""
-        self.scaler.load_state_dict(state["scaler"])
-
-    def files(self):
-        """{name: bytes} of what the run's folder holds beside the usual files, written after each epoch."""
-        return {}
+def learning_rate(args: Namespace, epoch: int) -> float:
+    """The rate in an epoch, numbered from 1: lr times gamma for every milestone that has passed."""
+    return args.lr * args.gamma ** sum(epoch > milestone for milestone in args.milestones)
 
 
-class TrainStep:
-    """A trainer's step and what fit() counts of it on the device: one function for a CUDA graph."""
-
-    def __init__(self, trainer):
-        device = trainer.data.train.labels.device
-        self.trainer, self.meters = trainer, Meters(device)
-        self.finite = torch.tensor(True, device=device)
-        self.finite_steps = torch.tensor(0, device=device)  # before the first loss that is not finite
-        self.graphed, self.numbers = CUDAGraphed(self.run, trainer.args.batch_size), None
-
-    def begin_epoch(self, epoch, partial):
-        """Start an epoch, or resume one."""
-        before, self.numbers = self.numbers, self.trainer.begin_epoch(epoch)
-        if self.numbers != before:
-            self.graphed.reset()
-        saved = partial.meters or {}  # those of all processes, so rank 0 alone takes them up
-        self.meters.reset(saved if distributed.rank() == 0 else {name: [0, 0] for name in saved})
-        self.finite_steps.fill_(partial.step)
-
-    def run(self, *batch):
-        stats = self.trainer.step(*batch)
-        self.meters.add(stats)
-        self.finite.logical_and_(stats[f"{self.trainer.tag}loss"].isfinite().all())
-        self.finite_steps.add_(self.finite)
-
-    def __call__(self, *batch):
-        self.graphed(*batch)
-
-
-@dataclass
-class PartialEpoch:
-    """How far an epoch has come: steps, seconds and Meters.state()."""
-
-    step: int = 0
-    seconds: float = 0.0
-    meters: dict | None = None
-
-
-class StopRequest:
-    """A context in which the first SIGTERM, SIGINT or SIGHUP lets the step finish, the run save and exit.
-
-    The second one exits at once, unless it comes within a second: a launcher may signal both a process and its group.
-    """
-
-    INTERVAL = 16  # steps between two questions to the other processes
-
-    def __enter__(self):
-        self.signal, self.time = None, math.inf
-        self.previous = {number: signal.signal(number, self.handler) for number in stop_signals()}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def handler(self, number, _):
-        if self.signal is None:
-            self.signal, self.time = number, time.monotonic()
-            print0("stopping after this step; once more stops at once")
-        elif time.monotonic() > self.time + 1:
-            sys.exit(128 + number)
-
-    def should_stop(self, step=0):
-        """Whether to stop after this step: all processes, or none."""
-        if step % self.INTERVAL and distributed.world_size() > 1:
-            return False
-        agreed = max(number or 0 for number in distributed.all_gather_object(self.signal))
-        if agreed:  # otherwise a signal that has come meanwhile waits for the next time
-            self.signal = agreed
-        return agreed > 0
-
-    def exit_saved(self, where):
-        """End the program. where: in words, up to where it is saved."""
-        distributed.shutdown()  # not before rank 0 has saved
-        name = signal.Signals(self.signal).name
-        print0(f"stopped by {name} {where}, saved; the same command (without --fresh) goes on from there")
-        sys.exit(128 + self.signal)
-
-
-def fit(run, trainer, **result):
+def fit(run: Run, trainer: Trainer, **result: Any) -> None:
     """Train until --epoch from wherever the run stands, and write its result.
 
-    run: see engine.run.Run. result: entries of result.json beside the usual ones.
-    Raises RunError at a loss or a weight that is not finite; what was saved before stays.
+    result: entries of result.json besides the usual ones. Raises RunError where training diverges.
     """
-    train_data = trainer.data.train
-    run.config["compile"] = trainer.compile
-    if trainer.args.compile == "auto":
-        print(f"compilation: {trainer.compile} (--compile overrides)")
+    args, data = trainer.args, trainer.data
+    images = len(data.train)
+    evaluate = Evaluator(trainer.model, data.val, trainer.precision)
     with run:
-        train(run, trainer)
-        result |= {**final_test(run, trainer), "peak_memory_bytes": peak_memory(train_data.labels.device)}
-        run.finish(len(train_data), **result)
+        run.restore(trainer)
+        first = run.epoch + 1
+        start = time.monotonic()
+        with progress_bar(args.epoch * images, run.epoch * images) as bar:
+            for epoch in range(first, args.epoch + 1):
+                begin = time.monotonic()
+                means = trainer.train_epoch(epoch, bar)
+                end = time.monotonic()
+                val_loss, val_acc, centers = evaluate()
+                trainer.end_epoch(centers)
+                row = {
+                    **{name: mean for name, mean in means.items() if not math.isnan(mean)},  # no centers in epoch 1
+                    "val/cls_loss": val_loss,
+                    "val/cls_acc": val_acc,
+                    **{f"cost/{name}": value for name, value in trainer.cost(epoch).items()},
+                    "lr": learning_rate(args, epoch),
+                    "train_seconds": end - begin,
+                    "val_seconds": time.monotonic() - end,
+                }
+                run.end_epoch(trainer, row)
+                seconds_left = (time.monotonic() - start) / (epoch - first + 1) * (args.epoch - epoch)
+                bar.write(
+                    f"epoch {epoch:3d}/{args.epoch}  "
+                    f"train loss {row[f'{trainer.tag}loss']:.3f} acc {row[f'{trainer.tag}acc']:5.2f} %  "
+                    f"val loss {val_loss:.3f} acc {val_acc:5.2f} % (best {run.best['val/cls_acc']:.2f})  "
+                    f"{images / row['train_seconds']:.0f} img/s  eta {format_duration(seconds_left)}",
+                    file=sys.stdout,
+                )
+        result |= {**final_test(run, trainer), "peak_memory_bytes": peak_memory(data.train.labels.device)}
+        run.finish(images, **result)
     run.summarize()
 
 
-def train(run, trainer):
-    """The epochs of fit()."""
-    args, data = trainer.args, trainer.data
-    steps = -(-len(data.train) // args.batch_size)
-    evaluate, step = Evaluator(trainer.model, data.val, trainer.autocast), TrainStep(trainer)
-    partial = PartialEpoch(**(run.restore(trainer) or {}))
-    progress = Progress(trainer.tag, args, len(data.train), len(run.rows), partial.step)
-    first = len(run.rows) + 1
-    with StopRequest() as stop:
-        for epoch in range(first, args.epoch + 1):
-            if epoch == first + 1:
-                reset_peak_memory(data.train.labels.device)  # cudnn has tried its algorithms, some in large workspaces
-            trainer.model.train()
-            step.begin_epoch(epoch, partial)
-            start = time.monotonic() - partial.seconds
-            for i, batch in enumerate(trainer.batches(epoch)[partial.step :], partial.step):
-                step(*batch)
-                run.startup_seconds = run.startup_seconds or process_seconds()
-                progress.step(len(batch[0]), step.meters)
-                if stop.should_stop(i):
-                    step.meters.reduce()
-                    check_finite(run, trainer.model, epoch, step.finite_steps, i + 1)
-                    run.save(trainer, asdict(PartialEpoch(i + 1, time.monotonic() - start, step.meters.state())))
-                    stop.exit_saved(f"in epoch {epoch} after step {i + 1}")
-            partial = PartialEpoch()
-            step.meters.reduce()
-            check_finite(run, trainer.model, epoch, step.finite_steps, steps)
-            row = {name: mean for name, mean in step.meters.means().items() if not math.isnan(mean)}  # no center yet
-            end = time.monotonic()
-            row["val/cls_loss"], row["val/cls_acc"], centers = evaluate()
-            row |= {f"cost/{name}": value for name, value in trainer.cost(epoch).items()}
-            trainer.end_epoch(centers)
-            row |= {"lr": learning_rate(args, epoch), "train_seconds": end - start}
-            row["val_seconds"] = time.monotonic() - end
-            run.end_epoch(trainer, row)
-            progress.epoch(row, run.best["val/cls_acc"])
-            if stop.should_stop():
-                stop.exit_saved(f"after epoch {epoch}")
-    progress.close()
+def progress_bar(total: int, done: int) -> tqdm:
+    """A bar over the images of a run, with rate and remaining time; nothing where the output is not a terminal."""
+    return tqdm(
+        total=total,
+        initial=done,
+        unit="img",
+        unit_scale=True,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+        dynamic_ncols=True,
+        smoothing=0.02,
+        mininterval=0.5,
+    )
 
 
-def final_test(run, trainer):
-    """With a holdout, the one look at the test images: {"test_acc_last": ..., "test_acc_best": ...}, else nothing.
+def final_test(run: Run, trainer: Trainer) -> dict[str, float]:
+    """With a holdout the one look at the test images: {"test_acc_best": ..., "test_acc_last": ...}, else nothing.
 
     The network holds the last weights before, the best ones after.
     """
     if trainer.data.test is None:
         return {}
-    evaluate = Evaluator(trainer.model, trainer.data.test, trainer.autocast)
+    evaluate = Evaluator(trainer.model, trainer.data.test, trainer.precision)
     _, last, _ = evaluate()
-    best_weights = distributed.run_on_rank0(lambda: read_checkpoint(run.checkpoint("best"))["state_dict"])
-    trainer.model.load_state_dict(best_weights)
+    trainer.model.load_state_dict(read_checkpoint(run.checkpoint("best"))["state_dict"])
     _, best, _ = evaluate()
     return {"test_acc_best": best, "test_acc_last": last}
 
 
-def check_finite(run, model, epoch, finite_steps, steps):
-    """Before saving: raises RunError if a loss of this epoch, or a weight by now, is not finite."""
-    finite_steps = min(distributed.all_gather_object(finite_steps.item()))
-    weights = [tensor.isfinite().all() for tensor in model.state_dict().values() if tensor.is_floating_point()]
-    if finite_steps < steps:
-        what = f"the loss was not finite in epoch {epoch}, step {finite_steps + 1}"
-    elif not torch.stack(weights).all():
-        what = f"weights are no longer finite in epoch {epoch}"
-    else:
-        return
-    raise RunError(f"{what}: stopped, {run.folder} keeps the state before; try a smaller --lr, or --precision fp32")
-
-
-class Progress:
-    """A bar with rate, remaining time and current accuracy on a terminal; elsewhere a line an epoch.
-
-    tag: of `loss` and `acc` in the training meters. done: epochs done before; done_steps: steps of the next one.
-    """
-
-    REFRESH = 0.5  # seconds between two looks at the running accuracy, each a synchronization
-
-    def __init__(self, tag, args, images_per_epoch, done, done_steps):
-        self.tag, self.epochs, self.images_per_epoch = tag, args.epoch, images_per_epoch
-        self.done = self.done_before = done
-        self.seconds, self.refreshed = 0, time.monotonic()
-        self.bar = tqdm(
-            total=args.epoch * images_per_epoch,
-            initial=done * images_per_epoch + min(done_steps * args.batch_size, images_per_epoch),
-            unit="img",
-            unit_scale=True,
-            disable=distributed.rank() > 0 or not sys.stderr.isatty(),
-            leave=False,
-            dynamic_ncols=True,
-            smoothing=0.02,
-        )
-
-    def step(self, n, meters):
-        """n more images have been trained on."""
-        self.bar.update(n)
-        if not self.bar.disable and time.monotonic() - self.refreshed > self.REFRESH:
-            accuracy = meters.means()[f"{self.tag}acc"]
-            self.bar.set_postfix_str(f"epoch {self.done + 1}/{self.epochs}, train acc {accuracy:.1f} %")
-            self.refreshed = time.monotonic()
-
-    def epoch(self, row, best_acc):
-        """An epoch is over. row: as Run.end_epoch takes it."""
-        self.done += 1
-        self.seconds += row["train_seconds"] + row["val_seconds"]  # of whole epochs, also of one begun before a stop
-        left = self.seconds / (self.done - self.done_before) * (self.epochs - self.done)
-        self.bar.write(
-            f"epoch {self.done:3d}/{self.epochs}  "
-            f"train loss {row[f'{self.tag}loss']:.3f} acc {row[f'{self.tag}acc']:5.2f} %  "
-            f"val loss {row['val/cls_loss']:.3f} acc {row['val/cls_acc']:5.2f} % (best {best_acc:.2f})  "
-            f"{self.images_per_epoch / row['train_seconds']:.0f} img/s  eta {hours(left)}",
-            file=sys.stdout,
-        )
-        sys.stdout.flush()
-
-    def close(self):
-        self.bar.close()
+def format_duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

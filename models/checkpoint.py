@@ -1,173 +1,155 @@
-"""Reading weights from disk: ours, and those that others released for the same networks, however they wrote them.
+"""Reading weights from disk: this project's own, and those that others released for the same networks.
 
-`read_checkpoint` takes a file to named tensors, `adapt` takes these to one network's own names.
+No code in a file is run. Whatever is wrong with the content of a file ends in one CheckpointError.
 """
 
+import hashlib
 import io
-import pickle
 import re
-import warnings
+import reprlib
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
+
 
 KEYS = ("state_dict", "model", "net", "model_state_dict", "model_state")  # where a file may hold its weights
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that DataParallel and torch.compile add
-NO_WEIGHTS = ("total_ops", "total_params", "n_averaged")  # left by profilers and by weight averaging
-COUNTER = "num_batches_tracked"  # missing in old files, without effect at a fixed momentum
+NO_WEIGHTS = ("total_ops", "total_params", "n_averaged")  # entries that profilers and weight averaging leave behind
+COUNTER = "num_batches_tracked"  # old files lack it, and it has no effect at a fixed momentum
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+HARMLESS = """
+    argparse.Namespace builtins.bytes numpy.dtype numpy.ndarray
+    numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
+    numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
+    datetime.date datetime.datetime datetime.time datetime.timedelta datetime.timezone
+    pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
+    pathlib._local.PosixPath pathlib._local.WindowsPath pathlib._local.PurePosixPath pathlib._local.PureWindowsPath
+""".split()  # what other projects save beside their weights
+
+quote = reprlib.Repr()  # shortens what a file says and escapes its control characters, so that it can be printed
+quote.maxstring = 60
+quote.maxlist = 3
 
 
 class CheckpointError(OSError):
-    """A file that does not hold the weights it should. The message is one line and says what to do."""
+    """A file does not hold the weights that it should. The message is one line."""
 
 
-def read_checkpoint(path):
-    """Read a checkpoint, whose weights lie under one of KEYS or are the file, without running any code in it.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint whose weights lie under one of KEYS, or which consists of weights alone.
 
-    Returns a dict with at least `state_dict` (name -> CPU tensor, without WRAPPERS in the names); our own checkpoints
-    also say `arch`, `epoch`, `acc` and the `settings` of their run. Raises CheckpointError, or OSError.
+    Returns what the file holds, with the weights as "state_dict" (name -> CPU tensor, without WRAPPERS in the names)
+    and the file's "sha256". This project's checkpoints also have "arch", "kind", "epoch", "acc" and "settings".
+    Raises CheckpointError, or another OSError where the system does not let us read the file.
     """
-    path = Path(path)
-    if not path.is_file():
+    with content_of(path) as data:
+        return unpickle(data)
+
+
+@contextmanager
+def content_of(path: Path) -> Iterator[bytes]:
+    """Give the content of a file, and turn whatever goes wrong with it into one CheckpointError."""
+    if not path.is_file():  # a pipe or a device could keep us waiting for ever
         raise CheckpointError(f"{path}: no such file")
-    content = unpickle(path.read_bytes(), path)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no weights but a {type(content).__name__}; save a model's state_dict()")
-    content.pop("checksum", None)  # earlier versions of this project wrote one
-    key = next((key for key in KEYS if isinstance(content.get(key), dict)), None)
-    state_dict, beside = (content, {}) if key is None else (content[key], content)
-    others = [name for name, tensor in state_dict.items() if not is_weight(name, tensor)]
-    if others or not state_dict:
-        where = f"under {', '.join(KEYS)}" if key is None else f"alone under {key}"
-        raise CheckpointError(f"{path}: holds no weights {where}; found {some(others) or 'nothing'}")
-    return {**beside, "state_dict": unwrap(state_dict)}
+    data = path.read_bytes()
+    try:
+        yield data
+    except MemoryError:
+        raise
+    except Exception as e:  # torch, zipfile and objects of a hostile file raise anything
+        problem = f"not a checkpoint of torch.save, or a damaged one ({type(e).__name__}: {quote.repr(str(e))})"
+        code = re.search(r"GLOBAL (\S+)", str(e))
+        if isinstance(e, CheckpointError):
+            problem = str(e)
+        elif code:
+            problem = f"holds {quote.repr(code[1])}, which could run code; save a model's state_dict() alone"
+        raise CheckpointError(f"{path}: {problem}") from e
 
 
 class Placeholder:
-    """Stands for an object beside the weights: keeps what it is made of, runs nothing."""
+    """Stands for an object beside the weights, so that none of its own code runs."""
 
     def __init__(self, *args):
-        self.args = args
+        pass
 
     def __setstate__(self, state):
-        self.state = state
+        pass
 
 
-def number(dtype, data):
-    """Stands for numpy's `scalar`. dtype: a Placeholder; numpy's own believes a file's flags, up to a crash."""
-    kind = dtype.state[1] + dtype.args[0]  # byte order and type, as in "<f8"
-    return np.frombuffer(data, kind)[0] if kind[1] in "biufc" else Placeholder(kind, data)
-
-
-HARMLESS = [
-    *((Placeholder, f"datetime.{name}") for name in ("date", "datetime", "time", "timedelta", "timezone")),
-    *((Placeholder, f"pathlib.{local}{pure}{system}Path")
-      for local in ("", "_local.") for pure in ("", "Pure") for system in ("", "Posix", "Windows")),
-    *((Placeholder, name) for name in ("argparse.Namespace", "builtins.bytes", "numpy.dtype", "numpy.ndarray")),
-    *((Placeholder, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]  # fmt: skip
-
-
-def unpickle(data, path):
-    """What torch.save wrote, from the bytes of a file. Raises CheckpointError."""
-    if path.suffix == ".safetensors" or data[8:10] == b'{"':
-        how = f"torch.save(safetensors.torch.load_file({path.name!r}), 'best.pth')"
-        raise CheckpointError(f"{path}: a safetensors file, which is not read here; convert it with {how}")
-    try:
-        check_container(data)
-        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as e:  # zipfile and torch report damage as RuntimeError, EOFError, KeyError, ValueError and others
-        what = f"not a checkpoint of torch.save, or a damaged one ({type(e).__name__}); copy or download it again"
-        if isinstance(e, pickle.UnpicklingError) and (name := re.search(r"GLOBAL (\S+)", str(e))):
-            what = f"holds {name[1]}, which would run code, so nothing is loaded; save a model's state_dict() alone"
-        raise CheckpointError(f"{path}: {what}") from e
-
-
-def check_container(data):
-    """Raises where a CRC of a zip is wrong, at which torch does not look. Files of torch before 1.6 are no zip."""
-    if data.startswith(b"PK\3\4"):
+def unpickle(data: bytes) -> dict[str, Any]:
+    """Take the content of a file to the dict that read_checkpoint returns."""
+    if data[8:10] == b'{"':
+        raise CheckpointError("a safetensors file; write it anew: torch.save(safetensors.torch.load_file(FILE), NEW)")
+    if data.startswith(b"PK\3\4"):  # files of torch before 1.6 are no zip
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            folder = 16  # a file so marked is empty to torch
-            if any(info.external_attr & folder for info in archive.infolist()) or archive.testzip():
-                raise zipfile.BadZipFile
+            if archive.testzip():  # torch does not check the CRCs
+                raise zipfile.BadZipFile("a CRC is wrong")
+    with torch.serialization.safe_globals([(Placeholder, name) for name in HARMLESS]):
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"holds no weights but a {type(content).__name__}; save a model's state_dict()")
+    sha256 = hashlib.sha256(data).hexdigest()
+    for key in KEYS:
+        if isinstance(content.get(key), dict):
+            return content | {"state_dict": weights_in(content[key]), "sha256": sha256}
+    return {"state_dict": weights_in(content), "sha256": sha256}
 
 
-def is_weight(name, tensor):
-    if not isinstance(name, str) or not torch.is_tensor(tensor) or tensor.layout != torch.strided:
-        return False
-    real = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
-    return real and not tensor.is_nested and not tensor.is_meta
+def weights_in(state_dict: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    """Drop what is left by profilers, and remove from the names, at any depth, what wrappers added."""
+    weights = {}
+    for key, tensor in state_dict.items():
+        if not (isinstance(key, str) and torch.is_tensor(tensor) and tensor.dtype in DTYPES):
+            raise CheckpointError(f"{quote.repr(key)} is no weight; weights are looked for under {', '.join(KEYS)}")
+        parts = [part for part in key.split(".") if part not in WRAPPERS]
+        name = ".".join(parts)
+        if name in weights:
+            raise CheckpointError(f"holds two entries called {quote.repr(name)}")
+        if parts and parts[-1] not in NO_WEIGHTS:
+            weights[name] = tensor
+    if not weights:
+        raise CheckpointError("holds no weights")
+    return weights
 
 
-def unwrap(state_dict):
-    """Without the parts that wrappers add to names, at any depth, and without entries that are no weights."""
-    named = (([part for part in name.split(".") if part not in WRAPPERS], state_dict[name]) for name in state_dict)
-    return {".".join(parts): tensor for parts, tensor in named if parts and parts[-1] not in NO_WEIGHTS}
-
-
-def num_classes(state_dict):
-    """The class count of a network's state dict: the rows of its one matrix, the classifier (None without one)."""
-    return next((tensor.shape[0] for tensor in state_dict.values() if tensor.ndim == 2), None)
-
-
-def adapt(state_dict, model, arch, path):
-    """The weights under the names of `model`, complete and finite. Raises CheckpointError."""
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], arch: str) -> None:
+    """Load all weights of the network `arch`, also those that another project named differently."""
     own = model.state_dict()
-    state = fold_biases(state_dict, own)
-    if state.keys() - own.keys() and (renamed := by_order(state, own)):
-        state = renamed
-        print(f"{path}: not our names, so loaded by order: all {len(state)} entries agree with {arch} in shape")
-    state = {name: torch.zeros_like(own[name]) for name in own if name.endswith(COUNTER)} | state
-
-    misfits = {
-        "without": [name for name in own if name not in state],
-        "with foreign": [name for name in state if name not in own],
-        "with another shape of": [name for name in own if name in state and own[name].shape != state[name].shape],
-    }
-    if told := ", ".join(f"{what} {some(names)}" for what, names in misfits.items() if names):
-        raise CheckpointError(f"{path}: not the weights of {arch}, {told}; --teacher-arch names another network")
-    if infinite := [name for name, tensor in state.items() if not tensor.float().isfinite().all()]:
-        raise CheckpointError(f"{path}: not finite (nan or inf): {some(infinite)}; take a checkpoint from before")
-    return state
-
-
-def fold_biases(state_dict, own):
-    """The same function, with the biases of convolutions, where ours have none, in the batch norms behind them."""
-    state, names = dict(state_dict), [*state_dict, ""]
-    for bias in conv_biases(state) if not conv_biases(own) else ():
-        conv, norm = (name.rpartition(".")[0] for name in (bias, names[names.index(bias) + 1]))
-        mean = f"{norm}.running_mean"
-        siblings = conv.rpartition(".")[0] == norm.rpartition(".")[0]  # another block's would read a shortcut too
-        if siblings and mean in state and state[mean].shape == state[bias].shape:
-            state[mean] = state[mean].float() - state.pop(bias).float()
-    return state
+    if weights.keys() - own.keys() and (renamed := rename_by_order(weights, own)):
+        weights = renamed
+        print(f"the weights have other names: loaded by order, all {len(weights)} entries agree with {arch} in shape")
+    missing = [name for name in own if name not in weights and not name.endswith(COUNTER)]
+    foreign = [name for name in weights if name not in own]
+    reshaped = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or foreign or reshaped:
+        names = f"missing {quote.repr(missing)}, foreign {quote.repr(foreign)}, of another shape {quote.repr(reshaped)}"
+        raise CheckpointError(f"not the weights of {arch}: {names}")
+    model.load_state_dict(weights, strict=False)
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{name} is not finite (nan or inf); take a checkpoint from before that happened")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise CheckpointError(f"{name} holds a variance below zero")
 
 
-def conv_biases(state):
-    weights = {name: state.get(name.removesuffix("bias") + "weight") for name in state if name.endswith(".bias")}
-    return [name for name, weight in weights.items() if weight is not None and weight.ndim == 4]
-
-
-def by_order(state, own):
-    """Another project's weights under our names, {} where an entry differs in order, shape, or what its name tells."""
-    counted = any(name.endswith(COUNTER) for name in state)
-    ours = [name for name in own if counted or not name.endswith(COUNTER)]
-    roles = {name.rpartition(".")[2] for name in own}
-
-    def agree(theirs, name):
-        told = {theirs.rpartition(".")[2]} & roles or {name.rpartition(".")[2]}
-        named_alike = theirs == name or (theirs not in own and name.rpartition(".")[2] in told)
-        return named_alike and state[theirs].shape == own[name].shape
-
-    return dict(zip(ours, state.values())) if len(ours) == len(state) and all(map(agree, state, ours)) else {}
-
-
-def some(names):
-    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def rename_by_order(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Give another project's weights our names, if both lists agree entry by entry in shape and in what names say."""
+    if not any(name.endswith(COUNTER) for name in weights):
+        own = {name: tensor for name, tensor in own.items() if not name.endswith(COUNTER)}
+    if len(own) != len(weights):
+        return None
+    roles = {name.rpartition(".")[2] for name in own}  # weight, bias, running_mean, ...
+    renamed = {}
+    for theirs, ours in zip(weights, own):
+        role = theirs.rpartition(".")[2]
+        other_role = role in roles and role != ours.rpartition(".")[2]
+        misplaced = theirs in own and theirs != ours
+        if other_role or misplaced or weights[theirs].shape != own[ours].shape:
+            return None
+        renamed[ours] = weights[theirs]
+    return renamed

@@ -38,7 +38,7 @@ def test_augmentation_is_torchvision_s():
 
 
 def epoch_of(split, *batch_size_seed_and_epoch):
-    return [split.batch(*drawn) for drawn in split.batches(*batch_size_seed_and_epoch)]
+    return [split.load_batch(*drawn) for drawn in split.draw_epoch(*batch_size_seed_and_epoch)]
 
 
 def test_an_epoch_shows_each_image_once():

@@ -93,7 +93,7 @@ def test_selector_follows_the_formula(strategy, n):
 
     scores = [slow_uncertainty(row, strategy) for row in logits.double().tolist()]
     rank = sorted(range(n), key=lambda i: -scores[i])
-    assert selection.rank.tolist() == rank
+    assert selection.order.tolist() == rank
     assert selection.partner.tolist() == partner[:k].tolist()
     assert selection.images.shape == (k, 3, 4, 4) and selection.mask.shape == (k,)
     for r in range(k):
@@ -114,7 +114,7 @@ def test_random_strategy_needs_no_scores_and_keeps_the_batch_s_order():
     selector = Selector(strategy=0)
     selection = selector(images, None, lam, partner)
     assert not selector.needs_scores and all(Selector(strategy=s).needs_scores for s in (1, 2, 3))
-    assert selection.rank.tolist() == list(range(64)) and len(selection.images) == 48
+    assert selection.order.tolist() == list(range(64)) and len(selection.images) == 48
 
 
 def test_ordinary_distillation_is_in_effect_unmixed():
