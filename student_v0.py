@@ -143,7 +143,7 @@ class Distiller(Trainer):
         # 1. score: the student sees the whole batch, in train mode, without gradient
         if self.scoring:
             with torch.no_grad(), autocast():
-                raw_features, raw_logits = self.scorer(images, is_feat=True)
+                _, raw_logits = self.scorer(images, is_feat=True)
             self.scores[index] = uncertainty(raw_logits, args.strategy)
 
         # 2. rank, mix, keep k: the most uncertain come first, and the more certain are mixed more
@@ -166,15 +166,19 @@ class Distiller(Trainer):
 
         # 4. log, by rank: the student on all raw images where it scores them, else on the kept mixed ones
         if self.scoring:
-            order = selection.order
-            features, logits, targets = raw_features[-1][order], raw_logits[order], labels[order]
+            logits = raw_logits[selection.order]
+            targets = labels[selection.order]
         else:
-            features, logits, targets = s_features[-1], s_logits, labels[selection.kept]
+            logits = s_logits
+            targets = labels[selection.kept]
         k = len(selection.kept)
-        stats = {"loss": loss.detach().expand(k), "acc": correct(logits, targets)}  # a value a sample, for Meters
+        stats = {
+            "loss": loss.detach().expand(k),  # a value a sample, for Meters
+            "acc": correct(logits, targets),
+            "center_dist": self.center_dist(s_features[-1], labels[selection.kept]),
+        }
         stats |= {f"t_{name}": values for name, values in confidences(log_softmax(t_logits)).items()}
         if self.scoring or not self.selector.needs_scores:  # between two scorings they would be of mixed images
-            stats["center_dist"] = self.center_dist(features[:k], targets[:k])
             for name, values in confidences(log_softmax(logits)).items():
                 stats[f"s_select_{name}"] = values[:k]
                 if self.scoring or args.k == args.batch_size:  # otherwise nothing is known of the others

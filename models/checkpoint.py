@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 import reprlib
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-
 KEYS = ("state_dict", "model", "net", "model_state_dict", "model_state")  # where a file may hold its weights
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that DataParallel and torch.compile add
-NO_WEIGHTS = ("total_ops", "total_params", "n_averaged")  # entries that profilers and weight averaging leave behind
+NO_WEIGHTS = ("total_ops", "total_params", "n_averaged")  # left behind by profilers and weight averaging
 COUNTER = "num_batches_tracked"  # old files lack it, and it has no effect at a fixed momentum
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
 HARMLESS = """
@@ -40,14 +40,14 @@ class CheckpointError(OSError):
     """A file does not hold the weights that it should. The message is one line."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint whose weights lie under one of KEYS, or which consists of weights alone.
 
     Returns what the file holds, with the weights as "state_dict" (name -> CPU tensor, without WRAPPERS in the names)
     and the file's "sha256". This project's checkpoints also have "arch", "kind", "epoch", "acc" and "settings".
     Raises CheckpointError, or another OSError where the system does not let us read the file.
     """
-    with content_of(path) as data:
+    with content_of(Path(path)) as data:
         return unpickle(data)
 
 
@@ -87,21 +87,23 @@ def unpickle(data: bytes) -> dict[str, Any]:
         raise CheckpointError("a safetensors file; write it anew: torch.save(safetensors.torch.load_file(FILE), NEW)")
     if data.startswith(b"PK\3\4"):  # files of torch before 1.6 are no zip
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if archive.testzip():  # torch does not check the CRCs
-                raise zipfile.BadZipFile("a CRC is wrong")
-    with torch.serialization.safe_globals([(Placeholder, name) for name in HARMLESS]):
+            folder = 16  # torch takes a record that is marked so to be empty
+            if archive.testzip() or any(record.external_attr & folder for record in archive.infolist()):
+                raise zipfile.BadZipFile("a record is altered")  # torch does not check the CRCs
+    with torch.serialization.safe_globals([(Placeholder, name) for name in HARMLESS]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise CheckpointError(f"holds no weights but a {type(content).__name__}; save a model's state_dict()")
     sha256 = hashlib.sha256(data).hexdigest()
     for key in KEYS:
         if isinstance(content.get(key), dict):
-            return content | {"state_dict": weights_in(content[key]), "sha256": sha256}
+            return {**content, "state_dict": weights_in(content[key]), "sha256": sha256}
     return {"state_dict": weights_in(content), "sha256": sha256}
 
 
 def weights_in(state_dict: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    """Drop what is left by profilers, and remove from the names, at any depth, what wrappers added."""
+    """Remove the parts of names that wrappers added, at any depth, and drop the entries that are no weights."""
     weights = {}
     for key, tensor in state_dict.items():
         if not (isinstance(key, str) and torch.is_tensor(tensor) and tensor.dtype in DTYPES):

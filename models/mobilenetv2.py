@@ -1,6 +1,6 @@
 """MobileNetV2 (Sandler et al., CVPR 2018) at half width, with the strides that this field uses on CIFAR."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from .network import Network, conv, global_pool, init_normal
 
@@ -16,7 +16,7 @@ PLAN = (  # expansion, channels at full width, blocks, stride of the first block
 FEATURE_STAGES = (1, 2, 4, 6)
 
 
-def conv_bn_relu(in_channels, out_channels, kernel, stride=1, groups=1):
+def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     return [
         conv(in_channels, out_channels, kernel, stride, groups),
         nn.BatchNorm2d(out_channels),
@@ -25,9 +25,12 @@ def conv_bn_relu(in_channels, out_channels, kernel, stride=1, groups=1):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, linear 1x1 projection; a shortcut where shapes allow. t = 1 expands too."""
+    """A 1x1 expansion, also where it is 1, a 3x3 depthwise convolution and a linear 1x1 projection.
 
-    def __init__(self, in_channels, out_channels, stride, expansion):
+    A shortcut passes the input on where the shapes allow it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int):
         super().__init__()
         hidden = in_channels * expansion
         self.has_shortcut = stride == 1 and in_channels == out_channels
@@ -38,14 +41,14 @@ class InvertedResidual(nn.Module):
             nn.BatchNorm2d(out_channels),
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x) if self.has_shortcut else self.conv(x)
 
 
 class MobileNetV2(Network):
     classifier_name = "classifier"
 
-    def __init__(self, width=0.5, num_classes=100):
+    def __init__(self, width: float = 0.5, num_classes: int = 100):
         super().__init__()
         channels = int(32 * width)
         self.conv1 = nn.Sequential(*conv_bn_relu(3, channels, 3, stride=2))
@@ -61,7 +64,7 @@ class MobileNetV2(Network):
         self.classifier = nn.Linear(1280, num_classes)
         init_normal(self, linear_std=0.01)
 
-    def features(self, x):
+    def features(self, x: Tensor) -> list[Tensor]:
         x = self.conv1(x)
         features = [x]
         for i, stage in enumerate(self.blocks):

@@ -29,14 +29,14 @@ model_dict: dict[str, Callable[..., Network]] = {
 MAX_CLASSES = 100_000  # a file cannot make us build a network of any size
 
 
-def load_model(path: Path, arch: str | None = None) -> tuple[Network, dict[str, Any]]:
+def load_model(path: Path | str, arch: str | None = None) -> tuple[Network, dict[str, Any]]:
     """Build the network that a checkpoint holds, on the CPU and in eval mode. Returns it and the checkpoint.
 
     arch: a name of model_dict, for a checkpoint that does not say one. The weights say the number of classes.
     The checkpoint is that of read_checkpoint with "num_classes"; its "settings" are plain JSON.
     Raises CheckpointError also where the file does not hold all weights of this network.
     """
-    with content_of(path) as data:
+    with content_of(Path(path)) as data:
         checkpoint = unpickle(data)
         if checkpoint.get("arch") in list(model_dict):  # a list, because what a file says may be unhashable
             arch = checkpoint["arch"]

@@ -1,7 +1,7 @@
 """VGG networks (Simonyan and Zisserman, ICLR 2015) with batch norm, global average pooling and one linear layer."""
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .network import Network, global_pool, init_normal
 
@@ -15,14 +15,14 @@ PLANS = {
 
 
 class VGG(Network):
-    """vgg<depth>: five stages, max pool 2 after the first three; images of 64x64 get a fourth before the last stage.
+    """vgg<depth>: five stages. A max pool of 2 follows each of the first three, and the fourth for images of 64x64.
 
     A stage's feature is taken after its last ReLU and before its pool.
     """
 
     classifier_name = "classifier"
 
-    def __init__(self, depth, num_classes=100):
+    def __init__(self, depth: int, num_classes: int = 100):
         super().__init__()
         channels = 3
         for stage, widths in enumerate(PLANS[depth]):
@@ -34,7 +34,7 @@ class VGG(Network):
         self.classifier = nn.Linear(channels, num_classes)
         init_normal(self, linear_std=0.01)
 
-    def features(self, x):
+    def features(self, x: Tensor) -> list[Tensor]:
         pools = 4 if x.shape[-1] == 64 else 3
         features = []
         for stage in range(5):

@@ -1,4 +1,4 @@
-"""The README's Python, run as it stands."""
+"""The Python of the documents, run as it stands, and their links."""
 
 import re
 import shutil
@@ -13,11 +13,13 @@ from PIL import Image
 import dataset
 from models import load_model
 
-README, RUNS = ((ROOT / name).read_text() for name in ("README.md", "experiments/README.md"))
+DOCUMENTS = ("README.md", "experiments/README.md", "docs/method.md", "docs/results.md")
 
 
-def python_blocks(text):
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def python_block(name):
+    """The one block of Python of a document."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    return code
 
 
 def run(code, cwd):
@@ -37,13 +39,9 @@ def teacher_path(trained_teacher, tmp_path):
     return path
 
 
-def test_length():
-    assert len(README.splitlines()) <= 150
-
-
 def test_the_selector_in_another_loop(tmp_path):
     """Every image is kept, mixed or dropped as the selector says, and the student gets gradients."""
-    loop, _ = python_blocks(README)
+    loop = python_block("README.md")
     before = """
 import torch
 from models import model_dict
@@ -58,7 +56,7 @@ print(len(batch.images), len(target), student.conv1.weight.grad.norm() > 0, teac
 
 
 def test_a_network_an_uncertainty_and_a_loss_of_ones_own(teacher_path, tmp_path):
-    _, code = python_blocks(README)
+    code = python_block("docs/method.md")
     out = run(code + "print(student_v0.UNCERTAINTIES[4] is second_best)", tmp_path)
     (folder,) = (tmp_path / "experiments").glob("v0_student_tiny_*_strategy4_*")
     assert "otherdistillcosine" in folder.name and (folder / "result.json").exists() and out.endswith("True\n")
@@ -66,7 +64,7 @@ def test_a_network_an_uncertainty_and_a_loss_of_ones_own(teacher_path, tmp_path)
 
 
 def test_classifying_a_picture(teacher_path, tmp_path):
-    (code,) = python_blocks(RUNS)
+    code = python_block("experiments/README.md")
     split = dataset.load("synthetic", None, "cpu", 1, 1).val
     Image.fromarray(split.images[0].numpy()).save(tmp_path / "picture.png")
     images = split.normalized(split.images)
@@ -90,6 +88,14 @@ def test_class_names():
     assert meta["fine_label_names"] == dataset.CLASSES
 
 
-def test_files_that_are_linked_exist():
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
-    assert links and all((ROOT / link).exists() for link in links if not link.startswith("http"))
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_a_document_links_to_exists(name):
+    for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", (ROOT / name).read_text()):
+        if link.startswith("http"):
+            continue
+        target = (ROOT / name).parent / link if link else ROOT / name
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [
+            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+        ]
