@@ -1,1 +1,1 @@
-"""What report.py is made of: runs found and read, grouped and compared with the published ones, and drawn."""
+"""The parts of report.py: reading runs, grouping and naming them, the tables, the pictures."""

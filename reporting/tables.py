@@ -1,105 +1,112 @@
-"""The report as rows, and the rows as text: for the terminal, and in one document as Markdown and as HTML."""
+"""The tables as Markdown for a terminal, as CSV, and on one page."""
 
 import base64
+import csv
+from math import isnan, nan
 from pathlib import Path
+from statistics import mean
 
 from engine.flops import forward_macs, relative_cost
 from models import model_dict
 from reporting import published
-from reporting.groups import kd_baseline, relative_to_kd
+from reporting.groups import Row, Table
 
-ACCURACIES = ("best_acc", "last_acc", "test_acc_best", "test_acc_last")
-COLUMNS = {  # of a row: (title, format)
-    **{name: (name, "") for name in ("teacher", "student", "setting", "method", "seeds")},
+COLUMNS = {  # of a printed table: (title, format)
+    "row": ("", ""),
+    "seeds": ("seeds", ""),
     "best_acc": ("best %", ".2f"),
     "last_acc": ("last %", ".2f"),
     "test_acc_best": ("test %, best epoch", ".2f"),
     "test_acc_last": ("test %, last epoch", ".2f"),
     "published": ("published %", ".2f"),
-    "difference": ("difference", "+.2f"),
-    "teacher_acc": ("its teacher %", ".2f"),
     "teacher_queries": ("images the teacher saw", ",.0f"),
-    "computation": ("computation, % of KD", ".2f"),
-    "computation_usual": ("same, backward = 2 forwards", ".2f"),
-    "tmac": ("TMAC", ".2f"),
-    "time": ("time, % of KD", ".1f"),
-    "train_seconds": ("training, s", ".1f"),
+    "computation": ("computation relative to KD", ".1%"),
+    "computation_usual": ("backward = 2 forwards", ".1%"),
+    "time": ("time relative to KD", ".1%"),
 }
-IN_A_TERMINAL = set(COLUMNS) - {"published", "difference", "teacher_acc", "computation_usual", "tmac"}
 
 
-def row(section, name, g):
-    """{column: number, text or None} of a group of a section; "..._std": over the seeds."""
-    kd, stated = kd_baseline(g, [other for _, other in section.named]), published.accuracy(g.first)
+def values(table: Table, row: Row) -> dict[str, str | float]:
+    """The columns of report.csv: the mean of each number and, as "..._std", its spread; nan where there is none.
 
-    def computation(ending):  # as the runs have it, else from the operations of `kd`
-        own = g.mean(f"computation{ending}")
-        return relative_to_kd(g, kd, f"train_macs{ending}") if own is None else 100 * own
-
+    A row is compared with KD of as many epochs and of the same teacher.
+    """
+    kds = [kd for kd in table.rows if kd.first.method == "KD" and kd.first.epochs == row.first.epochs]
+    kd = next((kd for kd in kds if row.first.teacher_hash in ("", kd.first.teacher_hash)), None)
+    numbers = {name: row.mean(name) for name in row.first.numbers}
+    for suffix in ("", "_usual") if kd and row.first.method == "alone" else ():
+        numbers[f"computation{suffix}"] = numbers[f"train_macs{suffix}"] / kd.mean(f"train_macs{suffix}")
+    ratios = []
+    for run in row.runs:  # each beside KD on the same machine
+        seconds = [other.numbers["train_seconds"] for other in (kd.runs if kd else []) if other.machine == run.machine]
+        ratios += [run.numbers["train_seconds"] / mean(seconds)] if seconds else []
     return {
-        "teacher": section.teacher,
-        "student": section.student,
-        "setting": section.setting,
-        "method": name,
-        "seeds": len(g.runs),
-        **{column: g.mean(column) for column in (*ACCURACIES, "teacher_acc", "teacher_queries")},
-        **{f"{column}_std": g.spread(column) for column in ACCURACIES},
-        "published": stated,
-        "difference": stated and g.mean("best_acc") - stated,
-        "computation": computation(""),
-        "computation_usual": computation("_usual"),
-        "tmac": g.mean("train_macs") / 1e12,
-        "time": relative_to_kd(g, kd, "train_seconds"),
-        "train_seconds": g.mean("train_seconds") if len(g.machines) == 1 else None,
-        "command": g.command,
+        "table": table.title,
+        "row": row.name,
+        "seeds": len(row.runs),
+        "published": row.first.published,
+        "time": mean(ratios) if ratios else nan,
+        **numbers,
+        **{f"{name}_std": row.spread(name) for name in numbers if "acc" in name},
+        "command": row.command,
     }
 
 
-def table(rows, columns=tuple(COLUMNS)[3:]):
-    """[titles, cells, ...] of strings, without the columns in which nothing stands."""
-    columns = [column for column in COLUMNS if column in columns and any(row[column] is not None for row in rows)]
-    return [[COLUMNS[column][0] for column in columns], *([cell(row, column) for column in columns] for row in rows)]
+def cells(table: Table) -> list[list[str]]:
+    """The table as it is printed, titles first, without the columns in which nothing stands."""
+    rows = [values(table, row) for row in table.rows]
+    lines = [[] for _ in range(1 + len(rows))]
+    for name, (title, look) in COLUMNS.items():
+        column = [cell(row[name], look, row.get(f"{name}_std", nan)) for row in rows]
+        if any(column):
+            for line, text in zip(lines, [title, *column]):
+                line.append(text)
+    return lines
 
 
-def cell(row, column):
-    if row[column] is None:
-        return ""
-    spread = row.get(f"{column}_std")
-    return format(row[column], COLUMNS[column][1]) + ("" if spread is None else f" ± {spread:.2f}")
+def cell(value: str | float, look: str, spread: float) -> str:
+    text = "" if value != value else format(value, look)
+    return text if isnan(spread) else f"{text} ± {spread:.2f}"
 
 
-def progress(run):
-    """An unfinished run as (folder, "57 of 240", best accuracy so far)."""
-    accuracies = run.metrics.get("val/cls_acc", [])
-    done = f"{len(accuracies)} of {run.settings['epoch']}"
-    return str(run.folder), done, f"{max(accuracies):.2f}" if accuracies else ""
-
-
-def cost_table():
+def cost_table() -> list[list[str]]:
     """Operations of the published pairs, and UNIX's (k 48 of 64) relative to KD's in both countings."""
-    table = [("teacher", "student", "Ft, MMAC", "Fs, MMAC", "Ft/Fs", "UNIX, % of KD", "published", "backward = 2")]
+    lines = [["teacher", "student", "Ft, MMAC", "Fs, MMAC", "Ft/Fs", "UNIX, % of KD", "published", "backward = 2"]]
     macs = {arch: forward_macs(model_dict[arch]()) for arch in {arch for pair in published.pairs() for arch in pair}}
     for (teacher, student), pair in published.pairs().items():
         ft, fs = macs[teacher], macs[student]
         ours, usual = (100 * relative_cost(fs, ft, 48, 64, backward=backward) for backward in (1, 2))
-        figures = (ft / 1e6, fs / 1e6, ft / fs, ours, pair["computation"], usual)
-        table.append((teacher, student, *map("{:.2f}".format, figures)))
-    return table
+        figures = ft / 1e6, fs / 1e6, ft / fs, ours, pair["computation"], usual
+        lines.append([teacher, student, *map("{:.2f}".format, figures)])
+    return lines
 
 
-def aligned(table):
-    """A Markdown table whose columns line up. table: rows of strings, the first one the header."""
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = [table[0], ["-" * width for width in widths], *table[1:]]
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+def aligned(lines: list[list[str]]) -> str:
+    """A Markdown table whose columns line up. The first line holds the titles."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in ruled)
 
 
-def document(form, **content):
-    """report.jinja in the form of md.jinja or html.jinja, the latter one page that needs no other file."""
-    from jinja2 import Environment, FileSystemLoader  # only here: the terminal's table does not need it
+def write_csv(tables: list[Table], path: Path) -> None:
+    """Write a line for each row of the tables."""
+    rows = [values(table, row) for table in tables for row in table.rows]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows(map(csv_cell, row.values()) for row in rows)
 
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=form == "html", trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"aligned": aligned, "table": table}
-    environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
-    return environment.get_template("report.jinja").render(**content, form=f"{form}.jinja")
+
+def csv_cell(value: str | float) -> str:
+    text = "" if value != value else str(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text  # or a spreadsheet takes it for a formula
+
+
+def write_page(tables: list[Table], pictures: dict[Path, str], path: Path) -> None:
+    """Write one HTML page that needs no other file. pictures: {PNG: caption}."""
+    from jinja2 import Environment, FileSystemLoader  # only here: the terminal's tables do not need it
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    environment.filters |= {"cells": cells, "base64": lambda png: base64.b64encode(png.read_bytes()).decode()}
+    page = environment.get_template("report.jinja").render(tables=tables, pictures=pictures)
+    path.write_text(page, encoding="utf-8")

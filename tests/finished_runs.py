@@ -1,80 +1,47 @@
-"""Run folders as the programs leave them, without training: for the tests of report.py."""
+"""Finished runs as the programs leave them, without training: for the tests of report.py."""
 
 import csv
 import json
-import os
 import shlex
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import torch
 
 import student_v0
 import teacher
 from engine.run import make_config
+from models import arch_from_name
 
-_counters = {}
-
-
-def config_of(program, line, teacher_arch=None):
-    """What config.json holds of a command line."""
-    parser = {"teacher.py": teacher, "student_v0.py": student_v0}[program].make_parser()
-    args = parser.parse_args(shlex.split(line))
-    more = {"kind": "teacher", "arch": getattr(args, "arch", None)}
-    if teacher_arch:
-        more = {
-            "kind": "student",
-            "arch": args.student_arch,
-            "teacher_arch": teacher_arch,
-            "teacher_file": f"{args.teacher_path}/ckpt/{args.teacher_ckpt}.pth",
-            "teacher_sha256": f"of {args.teacher_path}",
-        }
-    with patch("engine.run.git_commit"):  # takes time
-        config = make_config(parser, args, torch.device("cpu"), "bf16", **more)
-    return {**config, "command": shlex.join([program, *shlex.split(line)]), "versions": None}
+KD = "--strategy 0 --k 64 --b 64 --w 1000"
+PAIR = "student_v0.py --teacher-path experiments/teacher_vgg13 --student-arch vgg8"
 
 
-def make_run(folder, program, line, teacher_arch=None, epochs=2, finished=True, images=0, **result):
-    """Write a run's files. line: its flags. epochs: rows of metrics.csv. images: columns of counter.npy, 0 for none.
+def make_run(folder: Path, line: str, epochs: int = 2, images: int = 0, config: dict | None = None, **result) -> Path:
+    """Write a run's files. line: its command. images: columns of counter.npy, 0 for none.
 
-    result: what of result.json differs from 70 % best and 69 % last.
+    config, result: what config.json and result.json hold besides, or instead. The teacher is what its folder says.
     """
+    program, *words = shlex.split(line)
+    parser = {"teacher.py": teacher, "student_v0.py": student_v0}[program].make_parser()
+    args = parser.parse_args(words)
+    more = {"kind": "teacher", "arch": getattr(args, "arch", None), "identity": {}}
+    if program == "student_v0.py":
+        path = f"{args.teacher_path}/ckpt/{args.teacher_ckpt}.pth"
+        more |= {"kind": "student", "arch": args.student_arch, "teacher_arch": arch_from_name(args.teacher_path.name)}
+        more |= {"teacher_file": path, "teacher_sha256": f"hash of {path}", "teacher_settings": None}
+    with patch("engine.run.versions"), patch("engine.run.device_name", return_value="a processor"):
+        content = make_config(parser, args, words, None, "bf16", **more)
+    costs = {"train_seconds": 100.0, "teacher_queries": 0, "train_macs": 5e12, "train_macs_usual": 6e12}
+    results = {"best_acc": 70.0, "last_acc": 69.0, "best_epoch": epochs, "images_per_second": 500.0, **costs, **result}
     folder.mkdir(parents=True)
-    config = config_of(program, line, teacher_arch)
-    settings = config["settings"]
-    (folder / "config.json").write_text(json.dumps(config))
-    rng = np.random.default_rng(settings["seed"])
-    x = np.arange(1, epochs + 1) / epochs
-    columns = {
-        "epoch": range(1, epochs + 1),
-        "val/cls_acc": 70 * x**0.3 + rng.normal(0, 0.5, epochs),
-        "val/cls_loss": 3 - 2 * x**0.3 + rng.normal(0, 0.02, epochs),
-        **{f"train/other{i}": x for i in range(12)},
-    }
-    if config["kind"] == "student":
-        scored = np.arange(epochs) % settings["score_every"] == 0
-        for i, part in enumerate(("select", "all", "else") if settings["strategy"] else ("select", "all")):
-            columns[f"train/s_{part}_entropy"] = np.where(scored, (i + 1) * (2 - x), "")
-    with (folder / "metrics.csv").open("w") as file:
+    (folder / "config.json").write_text(json.dumps({**content, "versions": [], **(config or {})}))
+    (folder / "result.json").write_text(json.dumps(results))
+    with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values()))
-    if images:
-        write_counter(folder / "counter.npy", epochs, images)
-    if finished:
-        base = {
-            "best_acc": 70.0, "best_epoch": epochs, "last_acc": 69.0, "epochs": epochs, "train_seconds": 100.0,
-            "images_per_second": 500.0, "teacher_queries": 0, "student_macs": 10, "train_macs": 5 * 10**12,
-            "teacher_acc": None,
-        }  # fmt: skip
-        (folder / "result.json").write_text(json.dumps({**base, **result}))
+        writer.writerow(["epoch", "val/cls_acc", "train/loss"])
+        writer.writerows([epoch, 70 - 50 / epoch + args.seed, 1 / epoch] for epoch in range(1, epochs + 1))
+    if images:  # image i is selected in the first i of the epochs, cyclically
+        counter = np.arange(epochs)[:, None] < np.arange(images) % (epochs + 1)
+        np.save(folder / "counter.npy", counter.astype(np.uint8))
     return folder
-
-
-def write_counter(path, epochs, images):
-    """Image i is selected in the first i of the epochs, cyclically; one file, linked, for all of a shape."""
-    first = _counters.setdefault((epochs, images, path.parents[1]), path)
-    if first == path:
-        np.save(path, (np.arange(epochs)[:, None] < np.arange(images) % (epochs + 1)).astype(np.uint8))
-    else:
-        os.link(first, path)

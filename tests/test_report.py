@@ -1,71 +1,74 @@
-"""report.py and reporting/ but for its figures, on run folders."""
+"""report.py: what it finds, how it names and compares runs, what it writes, and that no file breaks it."""
 
 import csv
-import html.parser
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
-import time
-from statistics import mean, stdev
+import sys
 
 import numpy as np
 import pytest
-from finished_runs import make_run
-from test_flops import PUBLISHED
+from conftest import ROOT
+from finished_runs import KD, PAIR, make_run
 
 import report
-from engine.run import cpu_name
-from reporting import groups, published, results
+from reporting import groups, published, runs
+from reporting.tables import values, write_csv, write_page
 
-KD = "--strategy 0 --k 64 --b 64 --w 1000"
-PAIR = "--teacher-path experiments/teacher_vgg13 --student-arch vgg8"
+SHORT = "--epoch 60 --milestones 38"
+BAD = [
+    None, "", "x", -1, 1e400, 5e-324, float("nan"), "9" * 5000, [], [1], {}, {"a": 1}, True, "{0}", "a\nb\x1b[31m",
+    "\ud800", "<script>alert(1)</script>", "$\\bad{$", "=cmd()",
+]  # fmt: skip
+HOSTILE = "<script>$\\bad{$ \x1b[31m\u202e\ud800\n{}"
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """A published pair: KD and UNIX of three seeds, the networks alone; an unfinished, a broken and a foreign run."""
+    """A published pair: KD and UNIX of three seeds, the networks alone, and a run that is not finished."""
     root = tmp_path / "experiments"
     for seed in range(3):
         unix = {"train_macs": 8e12, "train_seconds": 90 + seed, "computation": 0.8, "computation_usual": 0.75}
-        kd = {"train_macs": 10e12, "train_seconds": 120 + seed, "computation": 1.0, "computation_usual": 1.0}
-        more = {"teacher_acc": 75.0, "best_acc": 73 + seed / 2}
-        seeded = f"{PAIR} --seed {seed}"
-        make_run(
-            root / f"unix{seed}", "student_v0.py", seeded, "vgg13", images=64, teacher_queries=4800, **unix, **more
-        )
-        make_run(root / f"kd{seed}", "student_v0.py", f"{seeded} {KD}", "vgg13", teacher_queries=6400, **kd, **more)
-    make_run(root / "alone", "teacher.py", "--arch vgg8", train_macs=5e12)
-    make_run(root / "teacher", "teacher.py", "--arch vgg13", best_acc=75.0, train_macs=20e12)
-    make_run(root / "unfinished", "student_v0.py", f"{PAIR} --T 2", "vgg13", epochs=57, finished=False)
-    (root / "broken").mkdir()
-    (root / "broken" / "config.json").write_text("{")
-    (root / "foreign" / "ckpt").mkdir(parents=True)
-    (root / "notes").mkdir()
+        kd = {"train_macs": 10e12, "train_seconds": 120 + seed, "computation": 1, "computation_usual": 1}
+        best_acc = 73 + seed / 2
+        make_run(root / f"unix{seed}", f"{PAIR} --seed {seed}", teacher_queries=4800, best_acc=best_acc, **unix)
+        make_run(root / f"kd{seed}", f"{PAIR} --seed {seed} {KD}", teacher_queries=6400, best_acc=best_acc, **kd)
+    make_run(root / "alone", "teacher.py --arch vgg8", train_macs=5e12)
+    make_run(root / "teacher", "teacher.py --arch vgg13", best_acc=75.0, train_macs=20e12)
+    (make_run(root / "begun", f"{PAIR} --T 2") / "result.json").unlink()
     return root
 
 
-def groups_of(*folders):
-    return groups.group(results.find(folders)[0])
+def tables_of(folder):
+    return groups.make_tables(runs.find([folder])[0])
 
 
-def seeds_of(group):
-    return [run.seed for run in group.runs]
+def names(folder):
+    """{title: names of the rows}"""
+    return {table.title: [row.name for row in table.rows] for table in tables_of(folder)}
 
 
-def the_group(folder, program, line, teacher_arch=None, **more):
-    make_run(folder, program, line, teacher_arch, **more)
-    (group,) = groups_of(folder)
-    return group
+def printed(out):
+    """{name of the row: {title: cell}} of the printed tables, whose columns have to line up."""
+    rows = {}
+    for block in out.split("## ")[1:]:
+        table = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({len(line) for line in table}) == 1
+        titles, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+        rows |= {line[0]: dict(zip(titles[1:], line[1:])) for line in lines}
+    return rows
 
 
-def printed_cells(out):
-    """{(teacher, student, method): the row's other cells} of the printed table, which has to be aligned."""
-    table = [line for line in out.splitlines() if line.startswith("|")]
-    assert len({len(line) for line in table}) == 1
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    return {tuple(line[:3]): line[3:] for line in lines[2:]}
+def write_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def assert_harmless(text):
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
@@ -74,62 +77,56 @@ def printed_cells(out):
 def test_printed_table(folders, capsys):
     report.main([str(folders)])
     out, err = capsys.readouterr()
-    spread, pair = f"73.50 ± {stdev([73, 73.5, 74]):.2f}", ("vgg13", "vgg8")
-    assert printed_cells(out) == {
-        (*pair, "teacher"): ["1", "75.00", "69.00", "0", "", "", "100.0"],
-        (*pair, "alone"): ["1", "70.00", "69.00", "0", "50.00", f"{100 * 100 / 121:.1f}", "100.0"],
-        (*pair, "KD"): ["3", spread, "69.00 ± 0.00", "6,400", "100.00", "100.0", "121.0"],
-        (*pair, "UNIX"): ["3", spread, "69.00 ± 0.00", "4,800", "80.00", f"{100 * 91 / 121:.1f}", "91.0"],
+    titles = ["seeds", "best %", "last %", "published %", "images the teacher saw", "computation relative to KD"]
+    titles += ["backward = 2 forwards", "time relative to KD"]
+    expected = {
+        "teacher": ["1", "75.00", "69.00", "75.38", "0", "200.0%", "100.0%", f"{100 / 1.21:.1f}%"],
+        "alone": ["1", "70.00", "69.00", "70.68", "0", "50.0%", "100.0%", f"{100 / 1.21:.1f}%"],
+        "KD": ["3", "73.50 ± 0.50", "69.00 ± 0.00", "73.38", "6,400", "100.0%", "100.0%", "100.0%"],
+        "UNIX": ["3", "73.50 ± 0.50", "69.00 ± 0.00", "73.55", "4,800", "80.0%", "75.0%", f"{91 / 1.21:.1f}%"],
     }
-    assert [line.split(":")[0] for line in err.splitlines()] == [f"{folders}/broken", f"{folders}/foreign"]
-    accuracies = np.loadtxt(folders / "unfinished" / "metrics.csv", delimiter=",", skiprows=1)[:, 1]
-    assert f"unfinished: {folders}/unfinished, epoch 57 of 240, best {accuracies.max():.2f} % so far" in out
+    assert out.startswith("## vgg13 → vgg8\n")
+    assert printed(out) == {name: dict(zip(titles, cells)) for name, cells in expected.items()}
+    assert err == f"{folders}/begun: unfinished, passed over\n"
 
 
-def test_written_tables(folders, tmp_path):
+def test_the_page_and_the_csv(folders, tmp_path):
     out = tmp_path / "out"
     report.main([str(folders), "--out", str(out)])
+    page = (out / "report.html").read_text()
+    loaded = re.findall(r'(?:src|href)="(.{22})', page)
+    assert loaded == ["data:image/png;base64,"] * 2 and len(list(out.glob("*.png"))) == 2
     with (out / "report.csv").open(newline="") as file:
-        rows = {row["method"]: row for row in csv.DictReader(file)}
+        rows = {row["row"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["teacher", "alone", "KD", "UNIX"]
-    unix, best = rows["UNIX"], [73, 73.5, 74]
-    expected = {
-        "seeds": 3, "best_acc": mean(best), "best_acc_std": stdev(best), "last_acc": 69, "last_acc_std": 0,
-        "published": 73.55, "difference": mean(best) - 73.55, "computation": 80, "computation_usual": 75, "tmac": 8,
-        "time": 100 * 91 / 121, "train_seconds": 91,
-    }  # fmt: skip
-    assert {name: float(unix[name]) for name in expected} == pytest.approx(expected)
-    assert [float(rows[name]["published"]) for name in rows] == [75.38, 70.68, 73.38, 73.55]
-    assert (rows["alone"]["computation"], rows["alone"]["computation_usual"]) == ("50.0", "")
-    text = (out / "report.md").read_text()
-    assert "\n## vgg13 → vgg8\n" in text
-    assert f"Finished runs: 8, on {cpu_name()}, bf16. Settings of all, beside the published ones: none." in text
-    line = next(line for line in text.splitlines() if line.startswith("| UNIX"))
-    assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        "UNIX", "3", "73.50 ± 0.50", "69.00 ± 0.00", "73.55", "-0.05", "75.00", "4,800", "80.00", "75.00", "8.00",
-        "75.2", "91.0",
+    expected = {"seeds": 3, "best_acc": 73.5, "best_acc_std": 0.5, "published": 73.55, "time": 91 / 121}
+    assert {name: float(rows["UNIX"][name]) for name in expected} == pytest.approx(expected)
+    assert rows["alone"]["best_acc_std"] == "" and all(row["command"] in page for row in rows.values())
+
+
+def test_bundled_results(capsys):
+    report.main([str(ROOT / "experiments" / "results")])
+    out, err = capsys.readouterr()
+    rows = printed(out)
+    assert not err and sum(int(row["seeds"]) for row in rows.values()) == 18
+    assert list(rows) == [
+        "alone", "alone, 60 epochs", "KD", "KD, 45 epochs", "KD, 60 epochs", "random, unmixed, 60 epochs",
+        "random, mixed, 60 epochs", "UNIX", "UNIX, 60 epochs", "UNIX, 60 epochs, scored every 5 epochs",
+        "UNIX, 60 epochs, teacher resnet20_plain",
     ]  # fmt: skip
-    assert "57 of 240" in text
-    for row in rows.values():
-        assert row["command"] in text
-
-
-def test_published_figures_agree_with_the_ones_of_the_cost_test():
-    assert {" ".join(pair): row["computation"] for pair, row in published.pairs().items()} == PUBLISHED
+    assert rows["KD, 60 epochs"]["best %"] == "59.20 ± 0.23" and rows["UNIX"]["time relative to KD"] == ""
 
 
 def test_cost_table(capsys):
     report.main(["--cost"])
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert {f"{row[0]} {row[1]}" for row in rows} == set(PUBLISHED)
-    for teacher_arch, student, ft, fs, _, ours, stated, usual in rows:
-        assert float(ours) == pytest.approx(PUBLISHED[f"{teacher_arch} {student}"], abs=0.35)
-        assert float(stated) == PUBLISHED[f"{teacher_arch} {student}"]
-        kd = 64 * (float(ft) + 3 * float(fs))
-        assert float(usual) == pytest.approx(100 * (48 / 64 + 64 * float(fs) / kd), abs=0.02)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [tuple(line[:2]) for line in lines] == list(published.pairs()) and len(lines) == 12
+    for _, _, ft, fs, _, ours, stated, usual in lines:
+        assert float(ours) == pytest.approx(float(stated), abs=0.35)
+        assert float(usual) == pytest.approx(75 + 100 / (float(ft) / float(fs) + 3), abs=0.02)
 
 
-# --------------------------------------------------------------------------------------------- methods and settings
+# ------------------------------------------------------------------------------------------------------------ names
 
 
 @pytest.mark.parametrize(
@@ -137,316 +134,239 @@ def test_cost_table(capsys):
     [
         (KD, "KD"),
         ("", "UNIX"),
-        ("--strategy 0 --k 64 --b 32 --w 1000", "random, k 64, w 1000"),
-        ("--strategy 0 --k 64 --b 64", "random, k 64, b 64"),  # so shallow a mask mixes: no KD
-        (f"{KD} --T 2 --other-distill SP", "KD, T 2, other_distill SP"),
-        ("--ce-weight 0.5 --strategy 1 --milestones", "UNIX, strategy 1, ce_weight 0.5, milestones none"),
-        ("--lr 0.01", "UNIX, lr 0.01"),
-        ("--score-every 5", "UNIX, score_every 5"),
-        ("--batch-size 32 --k 32 --b 32 --strategy 0 --w 1000", "KD, batch_size 32"),
-        ("--sync-bn", "UNIX, sync_bn True"),
+        ("--strategy 0", "random, mixed"),
+        ("--strategy 0 --b 64 --w 1000", "random, unmixed"),
+        ("--strategy 0 --k 64 --b 64", "random, mixed, b 64, k 64"),  # so shallow a mask mixes: no KD
+        (f"{KD} --T 2 --other-distill SP", "KD, T 2, with SP"),
+        ("--ce-weight 0.5 --strategy 1 --milestones", "UNIX, ce weight 0.5, milestones none, strategy 1"),
+        ("--score-every 5 --epoch 1000 --milestones 7", "UNIX, 1,000 epochs, scored every 5 epochs"),
+        ("--batch-size 32 --k 32 --b 32 --strategy 0 --w 1000", "KD, batch size 32"),
+        ("--precision fp32", "UNIX, fp32"),
+        ("--teacher-ckpt 040", "UNIX, teacher vgg13 040"),
     ],
 )
-def test_methods_and_settings_are_told_apart(tmp_path, line, name):
-    group = the_group(tmp_path / "run", "student_v0.py", f"{PAIR} {line}", "vgg13")
-    assert ", ".join([group.first.method, *group.settings]) == name
-    assert (published.accuracy(group.first) is not None) == (name in ("KD", "UNIX"))
+def test_a_name_says_what_is_not_published(tmp_path, line, name):
+    make_run(tmp_path / "other", f"{PAIR} --gamma 0.2")  # so that nothing is shared
+    make_run(tmp_path / "run", f"{PAIR} {line} --seed 4 --gpu-id 2 --save-interval 7 --fresh")
+    ((title, found),) = names(tmp_path).items()
+    assert title == "vgg13 → vgg8" and set(found) == {name, "UNIX, gamma 0.2"}
 
 
-@pytest.mark.parametrize(
-    "line, teacher_arch, accuracy",
-    [
-        ("--teacher-path x/teacher_vgg13/ --student-arch MobileNetV2 --lr 0.01 --seed 7", "vgg13", 68.09),
-        ("--teacher-path x/teacher_vgg13_seed2 --student-arch MobileNetV2 --lr 0.01", "vgg13", 68.09),
-        ("--teacher-path x/teacher_vgg13 --student-arch MobileNetV2", "vgg13", None),
-        ("--teacher-path x/teacher_vgg13_epoch3 --student-arch vgg8", "vgg13", None),
-        ("--teacher-path x/teacher_vgg13 --student-arch vgg8 --teacher-ckpt 040", "vgg13", None),
-        ("--teacher-path x/teacher_vgg13 --student-arch vgg8 --holdout 100", "vgg13", None),
-        ("--teacher-path x/teacher_vgg13 --student-arch vgg8 --dataset synthetic", "vgg13", None),
-        ("--teacher-path x/teacher_vgg19 --student-arch vgg8", "vgg19", None),
-        (f"--teacher-path x/teacher_vgg16 --student-arch vgg8 --save-interval 7 --gpu-id 2 {KD}", "vgg16", 72.10),
-    ],
-)
-def test_published_figure_only_beside_the_published_recipe(tmp_path, line, teacher_arch, accuracy):
-    group = the_group(tmp_path / "run", "student_v0.py", line, teacher_arch)
-    assert published.accuracy(group.first) == accuracy
-
-
-def test_published_figures_of_networks_alone(tmp_path):
-    for line, accuracy in (
-        ("--arch resnet56", 73.44), ("--arch resnet20", 69.63), ("--arch ShuffleV1 --lr 0.01", 70.77),
-        ("--arch ShuffleV1", None), ("--arch vgg16", None), ("--arch resnet110", None), ("--arch vgg8 --epoch 3", None),
-    ):  # fmt: skip
-        group = the_group(tmp_path / line.replace(" ", ""), "teacher.py", line)
-        assert published.accuracy(group.first) == accuracy, line
-
-
-def test_grouping_over_seeds_only(folders):
-    make_run(folders / "k", "student_v0.py", f"{PAIR} --k 40", "vgg13")
-    make_run(folders / "elsewhere", "student_v0.py", f"{PAIR} --seed 9 --gpu-id 3 --save-interval 9", "vgg13")
-    seeds = {(g.first.method, g.first.settings.get("k"), g.first.network): seeds_of(g) for g in groups_of(folders)}
-    assert seeds == {
-        ("alone", None, "vgg13"): [0], ("alone", None, "vgg8"): [0], ("KD", 64, "vgg8"): [0, 1, 2],
-        ("UNIX", 48, "vgg8"): [0, 1, 2, 9], ("UNIX", 40, "vgg8"): [0],
-    }  # fmt: skip
-
-
-def test_precisions_are_told_apart_where_they_were_given(folders):
-    config = json.loads((folders / "kd1" / "config.json").read_text())
-    (folders / "kd1" / "config.json").write_text(json.dumps({**config, "precision": "fp32"}))  # what auto chose
-    make_run(folders / "given", "student_v0.py", f"{PAIR} {KD} --seed 3 --precision fp32", "vgg13")
-    found = [g for g in groups_of(folders) if g.first.method == "KD"]
-    assert [(g.settings, seeds_of(g)) for g in found] == [([], [0, 1, 2]), (["precision fp32"], [3])]
-    assert len(found[0].machines) == 2  # so their seconds do not compare
-
-
-def test_a_run_from_before_a_flag_has_its_default(folders):
-    config = json.loads((folders / "unix0" / "config.json").read_text())
-    for part in ("settings", "defaults", "effective_settings"):
-        del config[part]["score_every"]
-    (folders / "unix0" / "config.json").write_text(json.dumps(config))
-    make_run(folders / "stale", "student_v0.py", f"{PAIR} --score-every 5", "vgg13")
-    found = [g for g in groups_of(folders) if g.first.method == "UNIX"]
-    assert [(g.settings, seeds_of(g)) for g in found] == [([], [0, 1, 2]), (["score_every 5"], [0])]
-
-
-def test_a_section_holds_a_pair_of_whatever_number_of_epochs(folders):
-    make_run(folders / "short", "student_v0.py", f"{PAIR} {KD} --epoch 45 --milestones 28", "vgg13")
-    make_run(folders / "small", "student_v0.py", f"{PAIR} --train-limit 100", "vgg13")
-    make_run(folders / "other", "teacher.py", "--arch vgg8 --batch-size 32", None)
-    make_run(folders / "self", "student_v0.py", "--teacher-path teacher_vgg8 --student-arch vgg8", "vgg8")
-    found = {section.title: [name for name, _ in section.named] for section in groups.sections(groups_of(folders))}
-    assert found == {
-        "vgg13 → vgg8": ["teacher", "alone", "KD", "KD, epoch 45, milestones 28", "UNIX"],
-        "vgg13 → vgg8, train_limit 100": ["UNIX"],
-        "vgg8 → vgg8": ["alone", "UNIX"],
-        "Networks alone": ["vgg8 alone, batch_size 32"],
+def test_a_title_says_what_all_rows_share(tmp_path):
+    make_run(tmp_path / "unix", f"{PAIR} {SHORT} --train-limit 5000")
+    make_run(tmp_path / "alone60", f"teacher.py --arch vgg8 {SHORT} --train-limit 5000")
+    make_run(tmp_path / "else", "teacher.py --arch vgg19")
+    assert names(tmp_path) == {"vgg13 → vgg8, 60 epochs, 5,000 images": ["alone", "UNIX"], "vgg19 alone": ["alone"]}
+    make_run(tmp_path / "alone240", "teacher.py --arch vgg8 --train-limit 5000")
+    make_run(tmp_path / "whole", PAIR)
+    make_run(tmp_path / "self", "student_v0.py --teacher-path x/teacher_vgg8 --student-arch vgg8 --train-limit 5000")
+    assert names(tmp_path) == {
+        "vgg13 → vgg8": ["UNIX"],
+        "vgg8 → vgg8, 5,000 images": ["alone", "alone, 60 epochs", "UNIX"],
+        "vgg13 → vgg8, 5,000 images": ["alone", "alone, 60 epochs", "UNIX, 60 epochs"],
+        "vgg19 alone": ["alone"],
     }
 
 
-def test_a_section_s_title_says_only_what_all_of_it_shares(tmp_path):
-    short = "--epoch 60 --milestones 38"
-    make_run(tmp_path / "unix", "student_v0.py", f"{PAIR} {short}", "vgg13")
-    make_run(tmp_path / "alone60", "teacher.py", f"--arch vgg8 {short}")
-    make_run(tmp_path / "else", "teacher.py", "--arch vgg19")
-    (section, _) = groups.sections(groups_of(tmp_path))
-    assert section.title == "vgg13 → vgg8, epoch 60, milestones 38"
-    assert [name for name, _ in section.named] == ["alone", "UNIX"]
-    make_run(tmp_path / "alone240", "teacher.py", "--arch vgg8")
-    (section, _) = groups.sections(groups_of(tmp_path))
-    names = ["alone", "alone, epoch 60, milestones 38", "UNIX, epoch 60, milestones 38"]
-    assert (section.title, [name for name, _ in section.named]) == ("vgg13 → vgg8", names)
+def test_runs_of_other_teachers_or_milestones_are_other_rows(tmp_path):
+    make_run(tmp_path / "e", PAIR.replace("teacher_vgg13", "teacher_vgg13_seed1"))
+    make_run(tmp_path / "alone", "teacher.py --arch vgg8")
+    assert names(tmp_path) == {"vgg13 → vgg8": ["alone", "UNIX"]}  # one teacher needs no name
+    make_run(tmp_path / "a", f"{PAIR} --epoch 60 --milestones 30")
+    make_run(tmp_path / "b", f"{PAIR} --epoch 60 --milestones 40")
+    make_run(tmp_path / "c", PAIR)
+    write_config(make_run(tmp_path / "d", f"{PAIR} --seed 1"), teacher_sha256="retrained")
+    found = ["alone", "UNIX", "UNIX (2)", "UNIX, teacher vgg13_seed1", "UNIX, 60 epochs", "UNIX, 60 epochs (2)"]
+    assert names(tmp_path) == {"vgg13 → vgg8": found}
 
 
-def test_runs_of_several_processes_are_told_apart(folders):
-    """Batch norm sees another share of a batch."""
-    config = json.loads((folders / "unix1" / "config.json").read_text())
-    (folders / "unix1" / "config.json").write_text(json.dumps({**config, "world_size": 4}))
-    found = {tuple(g.settings): g for g in groups_of(folders) if g.first.method == "UNIX"}
-    assert {settings: seeds_of(g) for settings, g in found.items()} == {(): [0, 2], ("4 processes",): [1]}
-    several = found["4 processes",]
-    assert groups.relative_to_kd(several, groups.kd_baseline(several, groups_of(folders)), "train_seconds") is None
-    assert several.command == f"torchrun --nproc-per-node=4 student_v0.py {PAIR} --seed 1"
-    assert published.accuracy(several.first) is None
-
-
-def test_runs_of_different_teachers_are_told_apart(folders):
-    config = json.loads((folders / "kd1" / "config.json").read_text())
-    config["effective_settings"]["teacher_sha256"] = config["teacher_sha256"] = "0123456789"
-    (folders / "kd1" / "config.json").write_text(json.dumps(config))
-    found = [g for g in groups_of(folders) if g.first.method == "KD"]
-    assert {g.settings[-1]: seeds_of(g) for g in found} == {"teacher of exper": [0, 2], "teacher 01234567": [1]}
-    assert [groups.kd_baseline(g, groups_of(folders)).first.folder for g in found] == [g.first.folder for g in found]
-
-
-def test_cost_is_compared_with_kd_of_the_same_teacher_task_and_machine(folders, tmp_path):
-    def compared(name, line, teacher_arch="vgg13", column="train_macs"):
-        make_run(tmp_path / name / "run", "student_v0.py", line, teacher_arch, train_macs=8e12)
-        found = groups_of(folders, tmp_path / name)
-        (group,) = [g for g in found if g.runs[0].folder.parent.name == name]
-        return groups.relative_to_kd(group, groups.kd_baseline(group, found), column)
-
-    assert compared("k", f"{PAIR} --k 40") == 80
-    assert compared("T", f"{PAIR} --T 2") == 80  # no KD of these losses: the published one
-    assert compared("longer", f"{PAIR} --epoch 300") is None
-    assert compared("other", PAIR.replace("vgg13", "vgg16"), "vgg16") is None
-    assert compared("time", f"{PAIR} --k 41", column="train_seconds") == pytest.approx(100 * 100 / 121)
-    config = json.loads((folders / "kd0" / "config.json").read_text())
-    (folders / "kd0" / "config.json").write_text(json.dumps({**config, "device": "another"}))
-    assert compared("machine", f"{PAIR} --k 42", column="train_seconds") == pytest.approx(100 * 100 / 121.5)
-    make_run(folders / "kd_sp", "student_v0.py", f"{PAIR} {KD} --other-distill SP", "vgg13", train_macs=16e12)
-    assert compared("sp", f"{PAIR} --other-distill SP") == 50
-    assert compared("plain", f"{PAIR} --k 43") == 80
-
-
-def test_a_student_alone_is_compared_with_kd_of_each_pair_s_teacher(tmp_path, capsys):
-    make_run(tmp_path / "alone", "teacher.py", "--arch vgg8", train_macs=3e12)
-    for teacher, cost in (("vgg13", 6e12), ("ResNet50", 30e12)):
-        line = f"--teacher-path teacher_{teacher} --student-arch vgg8 {KD}"
-        make_run(tmp_path / teacher, "student_v0.py", line, teacher, train_macs=cost)
-    report.main([str(tmp_path), "--out", str(tmp_path / "out")])
-    with (tmp_path / "out" / "report.csv").open(newline="") as file:
-        found = {row["teacher"]: float(row["computation"]) for row in csv.DictReader(file) if row["method"] == "alone"}
-    assert found == {"vgg13": 50, "ResNet50": 10}
-
-
-# --------------------------------------------------------------------------------------------------------- commands
+# --------------------------------------------------------------------------------------- published figures, costs
 
 
 @pytest.mark.parametrize(
-    "program, line, teacher_arch",
+    "line, accuracy",
     [
-        ("teacher.py", "--arch MobileNetV2 --lr 0.01 --milestones --weight-decay 1e-05", None),
-        ("teacher.py", "--arch vgg8 --experiments 'my runs/$HOME' --train-limit 100 --precision fp32", None),
-        ("teacher.py", "--arch vgg8 --sync-bn --experiments runs-1.0", None),
-        ("student_v0.py", PAIR, "vgg13"),
-        ("student_v0.py", f"{PAIR} {KD} --T 2.5 --milestones 3 4 --epoch 5 --teacher-ckpt 040", "vgg13"),
-        ("student_v0.py", f"{PAIR} --other-distill AT --holdout 5000 --teacher-arch vgg13 --data-root ~/d", "vgg13"),
+        ("student_v0.py --teacher-path x/teacher_vgg13 --student-arch MobileNetV2 --lr 0.01 --seed 7", 68.09),
+        ("student_v0.py --teacher-path x/teacher_vgg13 --student-arch MobileNetV2", np.nan),
+        ("student_v0.py --teacher-path x/teacher_vgg19 --student-arch vgg8", np.nan),
+        (f"{PAIR} {KD} --precision fp32", 73.38),
+        (f"{PAIR} --holdout 100", np.nan),
+        (f"{PAIR} --strategy 0", np.nan),
+        ("teacher.py --arch resnet56", 73.44),
+        ("teacher.py --arch ShuffleV1 --lr 0.01", 70.77),
+        ("teacher.py --arch vgg16", np.nan),
     ],
 )
-def test_command_repeats_the_runs(tmp_path, program, line, teacher_arch):
+def test_a_published_figure_stands_only_beside_the_published_recipe(tmp_path, line, accuracy):
+    assert runs.FinishedRun(make_run(tmp_path / "run", line)).published == pytest.approx(accuracy, nan_ok=True)
+
+
+def test_a_teacher_of_another_recipe_is_not_the_published_one(tmp_path):
+    own = json.loads((make_run(tmp_path / "teacher", "teacher.py --arch vgg13") / "config.json").read_text())[
+        "settings"
+    ]
+    as_published = [own, own | {"seed": 3, "compile": "auto"}, None, ["of another project"]]
+    for i, settings in enumerate([*as_published, own | {"epoch": 60}, own | {"train_limit": 9}]):
+        run = runs.FinishedRun(make_run(tmp_path / f"{i}", PAIR, config={"teacher_settings": settings}))
+        assert run.published == pytest.approx(73.55 if i < len(as_published) else np.nan, nan_ok=True)
+
+
+def test_costs_are_compared_with_kd_of_as_many_epochs_and_the_same_teacher(tmp_path):
+    lines = {
+        "kd": (f"{PAIR} {KD}", 10, 200), "kd60": (f"{PAIR} {KD} {SHORT}", 12, 50),
+        "alone": ("teacher.py --arch vgg8", 6, 50), "alone60": (f"teacher.py --arch vgg8 {SHORT}", 6, 50),
+        "k": (f"{PAIR} --k 40", 5, 100), "unix60": (f"{PAIR} {SHORT}", 5, 100),
+        "longer": (f"{PAIR} --epoch 300", 5, 100), "teacher": (PAIR.replace("vgg13", "vgg13_seed1"), 5, 100),
+        "another kd": (f"{PAIR} {KD} --T 2", 1, 1),
+    }  # fmt: skip
+    for name, (line, macs, seconds) in lines.items():
+        make_run(tmp_path / name, line, train_macs=macs, train_seconds=seconds)
+    (table,) = tables_of(tmp_path)
+    found = {row.first.folder.name: values(table, row) for row in table.rows}
+    assert (found["alone"]["computation"], found["alone60"]["computation"]) == (0.6, 0.5)
+    assert (found["k"]["time"], found["unix60"]["time"]) == (0.5, 2)
+    assert np.isnan(found["longer"]["time"]) and np.isnan(found["teacher"]["time"])
+
+
+def test_times_are_compared_machine_by_machine(tmp_path):
+    for seed, (machine, kd_seconds, seconds) in enumerate([("one", 100, 50), ("two", 1000, 700), ("three", None, 9)]):
+        make_run(tmp_path / f"{seed}", f"{PAIR} --seed {seed}", config={"device": machine}, train_seconds=seconds)
+        if kd_seconds:
+            line = f"{PAIR} {KD} --seed {seed}"
+            make_run(tmp_path / f"kd{seed}", line, config={"device": machine}, train_seconds=kd_seconds)
+    (table,) = tables_of(tmp_path)
+    assert values(table, table.rows[-1])["time"] == pytest.approx((0.5 + 0.7) / 2)
+
+
+# -------------------------------------------------------------------------------------------- commands, what is found
+
+
+@pytest.mark.parametrize(
+    "line", ["teacher.py --arch vgg8 --experiments 'my $HOME' --milestones", f"{PAIR} {KD} --T 2.5"]
+)
+def test_the_command_repeats_the_runs(tmp_path, line):
     for seed in (0, 3):
-        make_run(tmp_path / f"run{seed}", program, f"{line} --seed {seed} --gpu-id {seed} --fresh", teacher_arch)
-    (group,) = groups_of(tmp_path)
-    script = 'python() { printf "%s\\n" "$#" "$@"; }; ' + group.command
+        make_run(tmp_path / f"{seed}", f"{line} --seed {seed} --gpu-id={seed} --fresh --debug")
+    ((row,),) = (table.rows for table in tables_of(tmp_path))
+    script = 'python() { printf "%s\\n" "$#" "$@"; }; ' + row.command
     words = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split("\n")
-    for seed in (0, 3):
-        count = int(words.pop(0))
-        assert words[:count] == [program, *shlex.split(line), "--seed", str(seed)]
-        words = words[count:]
+    expected = [shlex.split(f"{line} --seed {seed}") for seed in (0, 3)]
+    assert words[:-1] == [word for typed in expected for word in (str(len(typed)), *typed)]
 
 
-def test_command_of_one_seed(tmp_path):
-    group = the_group(tmp_path / "run", "teacher.py", "--arch vgg8 --seed=4 --debug")
-    assert group.command == "python teacher.py --arch vgg8 --seed 4"
+def test_command_line(folders, tmp_path, capsys):
+    report.main([str(folders / "kd0"), "--out", str(tmp_path / "out"), str(folders / "kd1")])
+    assert printed(capsys.readouterr().out)["KD"]["seeds"] == "2"
+    for words, message in (([], "name a FOLDER"), (["--out", "", "x"], "argument --out"), ([""], "argument FOLDER")):
+        with pytest.raises(SystemExit, match="2"):
+            report.main(words)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="none of these folders holds a finished run"):
+        report.main([str(folders / "begun")])
 
 
-# ---------------------------------------------------------------------------------------------------- what is found
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"best_acc": 1}', "null", "{", '{"best_acc": "x"}', "\xff"])
-@pytest.mark.parametrize("file", ["result.json", "config.json"])
-def test_foreign_and_damaged_folders_are_named_and_passed_over(folders, file, content, capsys):
-    (folders / "kd0" / file).write_bytes(content.encode("latin-1"))
-    report.main([str(folders / "kd0"), str(folders / "kd1"), str(folders / "nowhere"), str(folders / "notes")])
+def test_a_run_counts_once_and_one_s_own_goes_before_a_published_one(tmp_path, capsys):
+    for place, accuracy in (("a_results/", 60), ("", 61)):
+        make_run(tmp_path / f"{place}run", "teacher.py --arch vgg8", best_acc=accuracy)
+    report.main([str(tmp_path), str(tmp_path / "run")])
     out, err = capsys.readouterr()
-    assert printed_cells(out)["vgg13", "vgg8", "KD"][0] == "1"
-    passed_over = {line.split(":")[0] for line in err.splitlines()}
-    assert passed_over == {str(folders / name) for name in ("kd0", "nowhere", "notes")}
+    assert printed(out)["alone"]["best %"] == "61.00"
+    assert err == f"{tmp_path}/a_results/run: same settings and seed as {tmp_path}/run, passed over\n"
 
 
-def test_a_folder_that_cannot_be_read_is_passed_over(folders, capsys):
-    (folders / "kd0" / "result.json").unlink()
-    (folders / "kd0" / "result.json").mkdir()  # reading it fails as where permission is missing
-    report.main([str(folders)])
+def test_links_are_followed_and_what_cannot_be_read_is_named(tmp_path, capsys, monkeypatch):
+    make_run(tmp_path / "scratch" / "run", "teacher.py --arch vgg8")
+    (tmp_path / "runs" / "closed").mkdir(parents=True)
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "scratch" / "run")
+    (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
+    scandir = os.scandir
+
+    def refuse(path):  # as for a user without the permission; tests may run as root
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report.main([str(tmp_path / "runs"), str(tmp_path / "nowhere")])
     out, err = capsys.readouterr()
-    assert printed_cells(out)["vgg13", "vgg8", "KD"][0] == "2" and f"{folders / 'kd0'}: " in err
+    assert printed(out)["alone"]["seeds"] == "1"
+    assert [line.split(":")[0] for line in err.splitlines()] == [f"{tmp_path}/runs/closed", f"{tmp_path}/nowhere"]
 
 
-def test_a_run_counts_once(folders, capsys):
-    shutil.copytree(folders / "unix0", folders / "unix0.20260101-000000")
-    (folders.parent / "link").symlink_to(folders)
-    report.main([str(folders), str(folders / "unix1"), str(folders.parent / "link")])
-    out, err = capsys.readouterr()
-    assert printed_cells(out)["vgg13", "vgg8", "UNIX"][0] == "3"
-    assert f"unix0.20260101-000000: same settings and seed as {folders / 'unix0'}" in err
-    assert len(err.splitlines()) == len(("broken", "foreign", "the copy"))
+# ---------------------------------------------------------------------------------------------------- hostile runs
 
 
-def test_one_s_own_run_counts_before_the_published_one(tmp_path, capsys):
-    for place, accuracy in (("a_results", 60), ("", 61)):
-        make_run(tmp_path / place / "teacher_vgg8", "teacher.py", "--arch vgg8", best_acc=accuracy)
+def test_no_value_in_a_file_breaks_the_report(tmp_path, capsys):
+    """Each bad value in each field, in a copy of a sound run of its own."""
+    make_run(tmp_path / "good", "teacher.py --arch vgg19")
+    run = make_run(tmp_path / "student", PAIR, computation=0.8, computation_usual=0.75)
+    contents = {name: json.loads((run / name).read_text()) for name in ("config.json", "result.json")}
+    fields = [(name, None, key) for name, content in contents.items() for key in content]
+    for part in ("effective_settings", "defaults"):
+        fields += [("config.json", part, flag) for flag in contents["config.json"][part]]
+    for i, (name, part, key) in enumerate(fields):
+        for j, bad in enumerate(BAD):
+            folder = tmp_path / f"{i}" / f"{j}"
+            folder.mkdir(parents=True)
+            shutil.copy(run / "metrics.csv", folder)
+            changed = json.loads(json.dumps(contents))
+            (changed[name][part] if part else changed[name])[key] = bad
+            for file, content in changed.items():
+                (folder / file).write_text(json.dumps(content))
     report.main([str(tmp_path)])
     out, err = capsys.readouterr()
-    assert "61.00" in out and "60.00" not in out
-    assert f"{tmp_path / 'a_results' / 'teacher_vgg8'}: same settings and seed as {tmp_path / 'teacher_vgg8'}" in err
+    assert printed(out)["alone"]["best %"] == "70.00" and len(err.splitlines()) > 500
+    found = tables_of(tmp_path)
+    write_page(found, {}, tmp_path / "report.html")
+    write_csv(found, tmp_path / "report.csv")
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.csv").read_text()
+    assert_harmless(out + err + page + text)
+    assert len(found) > 50 and "alert(1)" in page and "<script>" not in page and "=cmd()" in text
+    assert not [cell for row in csv.reader(text.splitlines()) for cell in row if cell.startswith(("=", "@"))]
 
 
-def test_damaged_metrics_and_counter_cost_only_their_pictures(folders, tmp_path):
-    for name in ("unix0", "unix1", "unix2"):
-        (folders / name / "metrics.csv").write_text("epoch,val/cls_acc\n1,x\n")
-        (folders / name / "counter.npy").write_bytes(b"\x93NUMPY")
-    out = tmp_path / "out"
-    report.main([str(folders), "--out", str(out)])
-    assert {path.stem for path in out.glob("*.png")} == {"computation", "seconds", "curves"}
-    assert "| UNIX" in (out / "report.md").read_text()
+def test_no_damaged_file_breaks_the_report(tmp_path, capsys):
+    make_run(tmp_path / "good", "teacher.py --arch vgg19")
+    damage = {
+        "config.json": [b"", b"[]", b"{", b"\xff", b"[" * 100_000], "result.json": [b"", b"[]", b"null", b"{}"],
+        "metrics.csv": [b"epoch\n1\n", b"epoch,val/cls_acc\n1,x\n", b"epoch,val/cls_acc\n1,nan\n", b"\xff\xfe"],
+        "counter.npy": [b"", b"\x93NUMPY", np.array(3), np.zeros((0, 4)), np.array([["a"]]), np.array([[{}]])],
+    }  # fmt: skip
+    paths = [make_run(tmp_path / "without cost", PAIR, train_seconds=0) / "result.json"]
+    for name, contents in damage.items():
+        for i, content in enumerate(contents):
+            paths.append(make_run(tmp_path / f"{name}{i}", PAIR) / name)
+            if isinstance(content, bytes):
+                paths[-1].write_bytes(content)
+            else:
+                np.save(paths[-1], content)
+        for make in (os.mkdir, os.mkfifo):
+            paths.append(make_run(tmp_path / f"{name} {make.__name__}", PAIR) / name)
+            paths[-1].unlink(missing_ok=True)
+            make(paths[-1])
+    report.main([str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert list(printed(out)) == ["alone"]
+    assert sorted(line.split(": ")[0] for line in err.splitlines()) == sorted(str(path.parent) for path in paths)
 
 
-def test_no_finished_run(folders, capsys):
-    with pytest.raises(SystemExit, match="none of these"):
-        report.main([str(folders / "unfinished"), str(folders / "broken")])
-    with pytest.raises(SystemExit) as e:
-        report.main([])
-    assert e.value.code == 2
-
-
-# --------------------------------------------------------------------------------------------------------- the page
-
-
-class Links(html.parser.HTMLParser):
-    """What a page would load or run."""
-
-    def __init__(self):
-        super().__init__()
-        self.loaded, self.tags, self.text = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_the_page_stands_alone(folders, tmp_path):
-    config = json.loads((folders / "unfinished" / "config.json").read_text())
-    (folders / "<b>&").mkdir()
-    (folders / "<b>&" / "config.json").write_text(json.dumps({**config, "settings": {**config["settings"], "seed": 5}}))
-    out = tmp_path / "out"
-    report.main([str(folders), "--out", str(out)])
-    page, links = (out / "report.html").read_text(), Links()
-    links.feed(page)
-    assert links.loaded and all(value.startswith("data:image/png;base64,") for value in links.loaded)
-    assert not {"script", "link", "iframe", "b"} & set(links.tags) and not re.search(r"@import|url\(", page)
-    assert links.tags.count("img") == len(list(out.glob("*.png"))) == len(list(out.glob("*.svg"))) == 5
-    text = "".join(links.text)
-    assert "<b>&" in text and "vgg13 → vgg8" in text and "73.50 ± 0.50" in text
-    for group in groups_of(folders):
-        assert group.command in text
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
-def test_the_page_opens_in_a_browser(folders, tmp_path):
-    out, profile = tmp_path / "out", tmp_path / "profile"
-    report.main([str(folders), "--out", str(out)])
-    page = (out / "report.html").read_text()
-    probe = "<script>document.title = [...document.images].map(i => i.complete && i.naturalWidth > 300)</script>"
-    (out / "probed.html").write_text(page.replace("</body>", f"{probe}</body>"))
-    command = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", (out / "probed.html").as_uri(),
-    ]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-    assert "<title>true,true,true,true,true</title>" in dom
-    assert dom.count("<tr>") == page.count("<tr>") == 5 + 2
-
-
-# ------------------------------------------------------------------------------------------------------------ speed
-
-
-def test_a_hundred_runs_of_240_epochs_are_fast(tmp_path):
-    root = tmp_path / "experiments"
-    for pair in PUBLISHED:
-        teacher_arch, student = pair.split()
-        for seed in range(4):
-            line = f"--teacher-path teacher_{teacher_arch} --student-arch {student} --seed {seed}"
-            make_run(root / f"{pair} unix {seed}", "student_v0.py", line, teacher_arch, 240, images=50_000)
-            make_run(root / f"{pair} kd {seed}", "student_v0.py", f"{line} {KD}", teacher_arch, 240)
-    for arch in ("vgg8", "vgg13", "resnet20", "resnet56"):
-        make_run(root / arch, "teacher.py", f"--arch {arch}", None, 240)
-    start = time.process_time()  # of this process alone, however busy the machine
-    report.main([str(root), "--out", str(tmp_path / "out")])
-    assert time.process_time() - start < 15  # some 7 s
-    with (tmp_path / "out" / "report.csv").open() as file:
-        assert sum(int(row["seeds"]) for row in csv.DictReader(file) if re.match("KD|UNIX", row["method"])) == 96
+def test_hostile_texts_and_a_user_s_matplotlib(tmp_path):
+    """Through the program: a notebook's backend, a matplotlibrc that asks for LaTeX, a folder's name in bytes."""
+    for i in range(2):
+        run = make_run(tmp_path / "runs" / f"{i}", f"{PAIR} --seed {i}", images=8)
+        texts = {"arch": HOSTILE, "device": HOSTILE, "command": f"'{HOSTILE}'", "teacher_sha256": f"{HOSTILE}{i}"}
+        write_config(run, teacher_file=f"x/{HOSTILE}/ckpt/best.pth", **texts)
+    (run / "ckpt").mkdir()
+    (run / "ckpt" / "student_best.pth").write_bytes(b"x")
+    run.rename(tmp_path / "runs" / "\udcff\x1b<script>")
+    (make_run(tmp_path / "runs" / "unfinished $\\bad{$", PAIR) / "result.json").unlink()
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: nonsense\n")
+    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = [sys.executable, ROOT / "report.py", "runs", "--out", "out"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"frontier.png", "curves.png", "selection.png"}
+    assert "no picture of the method" in result.stderr and "unfinished $\\bad{$: unfinished" in result.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert_harmless(result.stdout + result.stderr + page + (tmp_path / "out" / "report.csv").read_text())
+    assert "<script>" in result.stdout and "<script>" not in page
