@@ -73,7 +73,7 @@ class ResNet(Network):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: type[BasicBlock | Bottleneck],
         depths: Sequence[int],
         stem: int,
         widths: Sequence[int],
@@ -110,8 +110,6 @@ def cifar_resnet(depth: int, wide: bool = False, num_classes: int = 100) -> ResN
     return ResNet(BasicBlock, [(depth - 2) // 6] * 3, stem, widths, num_classes, "downsample", "fc")
 
 
-def imagenet_resnet(
-    block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], num_classes: int = 100
-) -> ResNet:
+def imagenet_resnet(block: type[BasicBlock | Bottleneck], depths: Sequence[int], num_classes: int = 100) -> ResNet:
     """Make ResNet18 or ResNet34 (of BasicBlock), or ResNet50 (of Bottleneck)."""
     return ResNet(block, depths, 64, (64, 128, 256, 512), num_classes, "shortcut", "linear")
