@@ -1,9 +1,10 @@
-"""The published CIFAR-100 results (arXiv 2012.09413, table 3), read from published.csv."""
+"""The published CIFAR-100 results (arXiv 2012.09413, table 3), read from experiments/published.csv."""
 
 import csv
 from functools import cache
 from math import nan
-from pathlib import Path
+
+from engine.run import ROOT
 
 
 @cache
@@ -14,7 +15,7 @@ def pairs() -> dict[tuple[str, str], dict[str, float]]:
     learning rate. computation: of UNIX, in percent of KD's.
     """
     found = {}
-    with Path(__file__).with_name("published.csv").open(newline="") as file:
+    with (ROOT / "experiments" / "published.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             pair = row.pop("teacher"), row.pop("student")
             found[pair] = {name: float(text or nan) for name, text in row.items()}
