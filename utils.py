@@ -159,7 +159,8 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt as e:
-        print(f"stopped; the same command goes on {e}".rstrip(), file=sys.stderr)
+        goes_on = f"; the same command goes on {e}" if str(e) else ""  # where a run was open
+        print(f"stopped{goes_on}", file=sys.stderr)
         sys.exit(128 + stopped_by)
     except Exception as e:
         out_of_memory = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(e)

@@ -152,9 +152,12 @@ class Run:
             if was != value:
                 remedy = "--fresh moves it aside, --experiments names another place"
                 raise RunError(f"{self.folder} holds a run with {name} {was}, not {value}; {remedy}")
-        devices, versions = saved["device"], saved["versions"]
+        devices = saved["device"]
         if config["device"] not in devices.split(", then "):
             devices = f"{devices}, then {config['device']}"
+        versions = saved["versions"]
+        if isinstance(versions, dict):  # an earlier version kept only the first ones
+            versions = [versions]
         if versions[-1] != config["versions"][-1]:
             versions = versions + config["versions"]
         return saved | {"device": devices, "versions": versions}
@@ -203,7 +206,7 @@ class Run:
                 state = read_checkpoint(path)
             except CheckpointError as e:
                 raise RunError(f"{e}; --fresh moves this run aside and starts over") from e
-            if not {"rows", "trainer"} <= set(state):
+            if "momentum" not in state.get("trainer", {}):  # weights alone, or the state of an earlier version
                 raise RunError(f"{path} holds no state to resume from; --fresh moves this run aside and starts over")
             trainer.model.load_state_dict(state["state_dict"])
             trainer.load_state(state["trainer"])
@@ -247,7 +250,7 @@ class Run:
 
     def write_outputs(self, trainer: "Trainer", state: dict[str, Any]) -> None:
         """Write the files that follow from the last state."""
-        weights = {name: value for name, value in state.items() if name not in ("rows", "trainer")}
+        weights = {name: value for name, value in state.items() if name not in ("rows", "trainer", "sha256")}
         settings = self.config["settings"]
         if self.best["epoch"] == self.epoch:
             write_checkpoint(self.checkpoint("best"), weights)

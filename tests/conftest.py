@@ -15,10 +15,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def trained_teacher(tmp_path_factory):
-    """The folder of a resnet8 trained by teacher.py for two short epochs on synthetic data."""
-    import teacher
+    """The folder of a resnet8 trained by teacher.py for two short epochs on generated images."""
+    from small_runs import train
 
-    experiments = tmp_path_factory.mktemp("teacher")
-    teacher.main(["--arch", "resnet8", *QUICK.split(), "--experiments", str(experiments)])
-    (folder,) = experiments.iterdir()
-    return folder
+    return train(tmp_path_factory.mktemp("teacher"))

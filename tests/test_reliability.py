@@ -1,54 +1,78 @@
-"""A run survives: each kind of fault of faults.py once, and what is not told apart by its ending."""
+"""What befalls a run from outside: random ends, damaged files, a full disk, a second process."""
 
-import json
-import random
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from conftest import QUICK, ROOT
-from faults import FAULTS, flip_bits
+from small_runs import TINY, ctrl_c_after, differences, outcome, result, train
 
-import teacher
-
-
-@pytest.fixture(scope="module")
-def said():
-    """What `faults.py --each` says: a line a kind. A process of its own, for it forks."""
-    command = [sys.executable, ROOT / "tests" / "faults.py", "--each"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return result.stdout + result.stderr
+from engine.files import lock
+from engine.run import RunError
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-def test_a_fault(said, kind):
-    assert f"{kind}: sound\n" in said, said[said.find(f"{kind}: ") :]
+def test_runs_that_end_at_random_moments():
+    """A few rounds of faults.py, in a process of its own, for it forks."""
+    command = [sys.executable, ROOT / "tests" / "faults.py", "--rounds", "4", "--seed", "0"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.count(": as the run left alone") == 4 and process.stdout.count("SIG") > 4
 
 
-def test_no_flipped_bit_of_a_checkpoint_goes_unseen(trained_teacher, tmp_path):
-    checkpoint = tmp_path / "best.pth"
-    checkpoint.write_bytes((trained_teacher / "ckpt" / "best.pth").read_bytes())
-    refused, unseen = flip_bits(checkpoint, 200, random.Random(0))
-    assert refused > 100 and unseen == []
+def contents(folder):
+    """{path: content} of every file."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_fresh_starts_over_and_keeps_the_earlier_run(tmp_path):
-    flags = ["--arch", "resnet8", *QUICK.split(), "--experiments", str(tmp_path)]
-    teacher.main(flags)
+@pytest.mark.parametrize("file", ["ckpt/last.pth", "config.json"])
+def test_a_damaged_file_is_named_and_nothing_is_overwritten(tmp_path, file):
+    with ctrl_c_after(1):
+        train(tmp_path, TINY)
     (folder,) = tmp_path.iterdir()
-    first = (folder / "result.json").read_text()
-    teacher.main([*flags, "--fresh"])
-    (backup,) = (path for path in tmp_path.iterdir() if path != folder)
-    assert (backup / "result.json").read_text() == first
-    assert json.loads(first)["best_acc"] == json.loads((folder / "result.json").read_text())["best_acc"]
+    damaged = folder / file
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    before = contents(folder)
+    with pytest.raises(RunError, match=rf"{file}\b.* damaged.*; --fresh moves") as error:
+        train(tmp_path, TINY)
+    assert "\n" not in str(error.value) and contents(folder) == before
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    """Without it an error is one line: see test_programs.py."""
+@contextmanager
+def full_disk():
+    """Within it the kernel refuses files of more than 100 kB, of which a checkpoint is one."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_spoils_nothing(tmp_path):
+    whole = train(tmp_path / "whole", TINY)
+    with ctrl_c_after(1):
+        train(tmp_path / "other", TINY)
+    with full_disk(), pytest.raises(OSError, match=r"\.pth could not be written \(File too large\); what was saved"):
+        train(tmp_path / "other", TINY)
+    assert not list(tmp_path.rglob("*.part"))
+    assert not differences(outcome(train(tmp_path / "other", TINY)), outcome(whole))
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with ctrl_c_after(1):
+        train(tmp_path, TINY)
+    (folder,) = tmp_path.iterdir()
+    with lock(folder), pytest.raises(BlockingIOError, match=r"in use by another process \(pid "):
+        train(tmp_path, TINY)
+    assert result(train(tmp_path, TINY))["epochs"] == 2
+
+
+def test_an_error_of_the_world_is_one_line(tmp_path):
+    """By the program itself, from another folder."""
     (tmp_path / "file").touch()
-    flags = ["--arch", "resnet8", *QUICK.split(), "--experiments", "file/x", "--debug"]
-    result = subprocess.run(
-        [sys.executable, ROOT / "teacher.py", *flags], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == 1 and "Traceback" in result.stderr
-    assert "file is no folder that may be written to" in result.stderr
+    command = [sys.executable, ROOT / "teacher.py", "--arch", "resnet8", *QUICK.split(), "--experiments", "file/x"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert process.returncode == 1 and process.stderr.count("\n") == 1
+    assert process.stderr.startswith("teacher.py: error: file/x/teacher_resnet8")
