@@ -77,8 +77,8 @@ def make_config(
 
 def versions() -> dict[str, str | None]:
     """What the code that runs now is made of. `code` is a hash of the files that compute."""
-    files = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("engine/*.py")])
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    files = {*ROOT.glob("*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("engine/*.py")} - {ROOT / "report.py"}
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]
     return {"python": platform.python_version(), "torch": torch.__version__, "commit": git_commit(), "code": code}
 
 
@@ -234,8 +234,7 @@ class Run:
             )
         rows = [*self.rows, {"epoch": self.epoch + 1, **row}]
         state = {
-            # copied on a CPU too, where training would go on in the same tensors
-            "state_dict": {name: tensor.cpu().contiguous().clone() for name, tensor in weights.items()},
+            "state_dict": {name: tensor.cpu().contiguous() for name, tensor in weights.items()},
             "arch": self.config["arch"],
             "kind": self.config["kind"],
             "epoch": len(rows),
@@ -251,10 +250,10 @@ class Run:
     def write_outputs(self, trainer: "Trainer", state: dict[str, Any]) -> None:
         """Write the files that follow from the last state."""
         weights = {name: value for name, value in state.items() if name not in ("rows", "trainer", "sha256")}
-        settings = self.config["settings"]
+        args = trainer.args
         if self.best["epoch"] == self.epoch:
             write_checkpoint(self.checkpoint("best"), weights)
-        if self.epoch % settings["save_interval"] == 0 or self.epoch in [*settings["milestones"], settings["epoch"]]:
+        if self.epoch % args.save_interval == 0 or self.epoch in [*args.milestones, args.epoch]:
             write_checkpoint(self.checkpoint(f"{self.epoch:03d}"), weights)
         table = io.StringIO()
         writer = csv.DictWriter(table, dict.fromkeys(name for row in self.rows for name in row), lineterminator="\n")

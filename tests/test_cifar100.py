@@ -36,13 +36,13 @@ def test_cifar100(data_root):
 
 
 def test_learning_happens(data_root, tmp_path):
-    """Chance is 1 %, with a standard error of 0.22 points on 2000 images; 4 % is thirteen of those above.
-    (Measured: teacher 10.6 %, UNIX 8.5 %, KD 8.7 %.)"""
-    quick = f"--data-root {data_root} --train-limit 6000 --val-limit 2000 --epoch 4 --milestones 3 --gpu-id -1"
+    """Chance is 1 %, with a standard error of 0.22 points on 2000 images; 2 % is four and a half of those above."""
+    quick = f"--data-root {data_root} --train-limit 4000 --val-limit 2000 --epoch 3 --milestones 2 --gpu-id -1"
     flags = [*quick.split(), "--experiments", str(tmp_path)]
     teacher.main(["--arch", "resnet8", *flags])
     (folder,) = tmp_path.iterdir()
     for method in ("", "--strategy 0 --k 64 --b 64 --w 1000"):
         student_v0.main(["--teacher-path", str(folder), "--student-arch", "resnet8", *flags, *method.split()])
     results = [json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")]
-    assert len(results) == 3 and all(result["last_acc"] > 4 for result in results)
+    accuracies = [result["last_acc"] for result in results]
+    assert len(accuracies) == 3 and min(accuracies) > 2, accuracies

@@ -126,7 +126,8 @@ class Trained:
 
     tag = "train/"
 
-    def __init__(self):
+    def __init__(self, own_config=None):
+        self.args = Namespace(**(own_config or config())["settings"])
         self.model = torch.nn.Linear(1, 1)
 
     def state(self):
@@ -141,7 +142,7 @@ class Trained:
 
 def train(folder, accuracies, own_config=None, finish=True):
     """A run of these validation accuracies."""
-    trainer = Trained()
+    trainer = Trained(own_config)
     with run_in(folder, own_config) as run:
         run.restore(trainer)
         for acc in accuracies:
