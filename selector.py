@@ -68,7 +68,7 @@ def mixup_mask(n: int, batch_size: int, b: int, w: float, device: torch.device |
     """Compute the partner's weight at each rank, before lambda (the paper's section 3).
 
     n: the images in this batch, fewer than batch_size only in an epoch's last one. Returns (n,) float32 in (0, 1),
-    which rises with the rank, crosses 1/2 between ranks b-1 and b, and is the steeper the larger w is.
+    which rises with the rank, crosses 1/2 between ranks b-1 and b, and gets steeper as w grows.
     """
     rank = torch.arange(n, dtype=torch.float32, device=device) / batch_size
     return torch.sigmoid(w * (rank - (2 * b - 1) / (2 * batch_size)))

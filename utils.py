@@ -100,7 +100,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     add("--experiments", type=as_path, default=Path("experiments"), metavar="DIR", help="folder of all runs")
     add("--save-interval", type=bounded(int, 1, MAX_INT), default=40, metavar="N",
         help="write a numbered checkpoint every N epochs, besides those at milestones and at the end")
-    add("--fresh", action="store_true", help="move an earlier run of these settings aside and start over")
+    add("--fresh", action="store_true", help="rename the folder of an earlier run of these settings, and start over")
     add("--debug", action="store_true", help="show the traceback of an error instead of one line")
     # fmt: on
 
@@ -117,8 +117,8 @@ def check_shared_flags(parser: argparse.ArgumentParser, args: argparse.Namespace
     train_size = args.train_limit or TRAIN_SIZE
     if args.holdout > train_size - 2:
         parser.error(f"argument --holdout: {args.holdout} of {train_size} training images leaves too few to train on")
-    if milestones and milestones[0] >= args.epoch:
-        print(f"warning: the learning rate never drops, because --epoch {args.epoch} ends before the first milestone")
+    if milestones and milestones[-1] >= args.epoch:
+        print(f"warning: --epoch {args.epoch} ends before the milestones {[m for m in milestones if m >= args.epoch]}")
 
 
 def set_up(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[torch.device, str]:

@@ -1,4 +1,4 @@
-"""What makes a step faster beside its arithmetic: CUDA graphs and torch.compile. Both change results by rounding alone.
+"""CUDA graphs and torch.compile, which make a step faster. Both change results by rounding alone.
 
 The in-place contract. A CUDA graph records kernels with the addresses of their tensors and the values of their Python
 numbers. A function that is replayed therefore asks the device for no value and keeps what lives from step to step at

@@ -81,7 +81,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def bf16_is_faster_on_cpu() -> bool:
     """Whether this CPU multiplies matrices faster in bf16 than in fp32.
 
-    This is measured, because the same instructions differ in worth: avx512_bf16 without AMX runs at two to four times
+    This is measured, because the same instructions differ in speed: avx512_bf16 without AMX runs at two to four times
     the rate of fp32 on AMD's processors, and at half of it on Intel's.
     """
 

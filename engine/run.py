@@ -295,8 +295,9 @@ class Run:
         self.tell_if_best_is_missing()
 
     def tell_changes(self) -> None:
-        """Say if the code or torch is no longer what this run began or went on with."""
-        *_, before, now = [{}, *self.config["versions"]]
+        """Say if the code or torch is no longer what this run began with."""
+        before = self.config["versions"][0]
+        now = self.config["versions"][-1]
         changes = [
             f"{name} {before[name]} is now {now[name]}" for name in now if before.get(name, now[name]) != now[name]
         ]

@@ -90,7 +90,7 @@ class Trainer:
         self.meters.reset()
         for batch in self.draw_epoch(epoch):
             self.graphed_step(*batch)
-            if bar.update(len(batch[0])):  # it was drawn, which is seldom enough to wait for the device
+            if bar.update(len(batch[0])):  # the bar was redrawn; this is rare, so waiting for the device is fine
                 accuracy = self.meters.means()[f"{self.tag}acc"]
                 bar.set_postfix_str(f"epoch {epoch}/{self.args.epoch}, train acc {accuracy:.1f} %", refresh=False)
         return self.meters.means()

@@ -58,7 +58,7 @@ class Table:
 
 
 def in_words(run: FinishedRun) -> dict[str, str]:
-    """How a person says each unpublished setting. Milestones go without saying beside an unusual number of epochs."""
+    """How a person says each unpublished setting. Milestones are left out where the number of epochs is unusual."""
     words = {}
     for flag, value in run.deviations.items():
         if flag != "milestones" or "epoch" not in run.deviations:

@@ -121,7 +121,8 @@ def find(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[str]]:
     """Read the runs in and below some folders, also behind links.
 
     Returns the runs, and a line about each folder that was passed over. A run that is found twice counts once. Of two
-    runs of the same settings and seed the one that lies higher counts, so one's own goes before a published one.
+    runs of the same settings and seed the one that lies higher counts, so that your own run is
+    preferred to a bundled one.
     """
     paths, passed_over, seen, runs = [], [], set(), {}
 
