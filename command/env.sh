@@ -1,12 +1,32 @@
 # shellcheck shell=bash
-# Sourced by the commands beside it, with requirement files as arguments. Goes to the repository's root and sets PYTHON
-# to an interpreter that has those packages: the one that PYTHON=... names, used as it is, else the one of .venv/ (or
-# VENV=...), which is made on first use.
+# The other scripts source this, with requirement files as arguments. It goes to the repository's root and sets PYTHON to
+# an interpreter that has those packages: the one that PYTHON=... names, which is not checked; else the `python` of the
+# active environment, if it has them all; else the one of .venv/, which is made on first use. VENV=folder asks for an
+# environment there instead of the active one.
+
+# has_packages PYTHON FILE...: whether this interpreter meets the requirements, each of which is name>=version.
+has_packages() {
+  "$1" -c '
+import sys
+from importlib.metadata import version
+
+def numbers(text):
+    return [int(part) for part in text.split(".")[:2]]
+
+assert sys.version_info >= (3, 10)
+for path in sys.argv[1:]:
+    for line in open(path).read().split():
+        name, operator, least = line.partition(">=")
+        assert not operator or numbers(version(name)) >= numbers(least)
+' "${@:2}" 2>/dev/null
+}
 
 case ${PYTHON:-} in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-if [ -z "${PYTHON:-}" ]; then
+if [ -z "${PYTHON:-}${VENV:-}" ] && has_packages python "$@"; then
+  PYTHON=python
+elif [ -z "${PYTHON:-}" ]; then
   VENV=${VENV:-.venv}
   PYTHON=$VENV/bin/python
   if [ ! -x "$PYTHON" ]; then
@@ -16,10 +36,9 @@ if [ -z "${PYTHON:-}" ]; then
     [ "$base" != none ] || { echo "error: Python 3.10 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
     "$base" -m venv "$VENV" || { rm -rf "$VENV"; exit 1; }
   fi
-  for file in "$@"; do
-    cmp -s "$file" "$VENV/$file" && continue
-    echo "installing the packages of $file into $VENV, once (torch with CUDA is several GB)"
-    "$PYTHON" -m pip install --disable-pip-version-check --quiet -r "$file"
-    cp "$file" "$VENV/$file"
-  done
+  if ! has_packages "$PYTHON" "$@"; then
+    echo "installing the packages of $* into $VENV, once (torch with CUDA is several GB)"
+    "$PYTHON" -m pip install --disable-pip-version-check --quiet "${@/#/-r}"
+  fi
 fi
+export PYTHON

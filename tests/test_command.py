@@ -1,87 +1,114 @@
-"""command/: the published runs, and that command.sh runs what it lists, side by side, teachers first."""
+"""command/: the list of the published runs, how command.sh runs it, and which interpreter the scripts take."""
 
 import csv
 import os
-import shutil
-import signal
 import subprocess
-import time
-from pathlib import Path
+import sys
 
 import pytest
 from conftest import ROOT
+from stand_in import make_machine, started_and_ended, write_program
 
 import student_v0
 import teacher
 
-TABLE = ROOT / "reporting" / "published.csv"
-PAIRS = [(row["teacher"], row["student"]) for row in csv.DictReader(TABLE.open())]
-ENVIRONMENT = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": "none"}  # no test starts a real daemon
+SMALL_LR = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+OURS = ("ONLY", "SEEDS", "JOBS", "PYTHON", "VENV", "CUDA_VISIBLE_DEVICES")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OURS}
 
 
 def command(*arguments, code=0, root=ROOT, **environment):
     line = ["bash", root / "command" / "command.sh", *arguments]
-    result = subprocess.run(line, env={**ENVIRONMENT, **environment}, capture_output=True, text=True)
+    result = subprocess.run(line, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == code, result.stdout + result.stderr
     return result
 
 
-def listed(**environment):
-    """The listed commands, parsed by the programs' own parsers: (what, Namespace)."""
-    runs = []
-    for line in command("--list", **environment).stdout.splitlines():
-        python, program, *flags = line.split()
-        assert python == "python"
-        module = {"teacher.py": teacher, "student_v0.py": student_v0}[program]
-        runs.append((program, module.make_parser().parse_args(flags)))
-    return runs
+def listed(*part, **environment):
+    """The listed commands."""
+    return command("--list", *part, **environment).stdout.splitlines()
 
 
-def test_every_published_run_is_there():
-    runs = listed()
-    teachers = [args for program, args in runs if program == "teacher.py"]
-    students = [args for program, args in runs if program == "student_v0.py"]
-    assert len(teachers) == 6 + 8 and len(students) == 24
-    pairs = [(args.teacher_path.name.removeprefix("teacher_"), args.student_arch) for args in students]
-    settings = [(pair, args.strategy, args.k, args.b, args.w) for pair, args in zip(pairs, students)]
-    assert set(settings) == {(pair, *s) for pair in PAIRS for s in ((0, 64, 64, 1000), (3, 48, 32, 10))}
-    assert {args.arch for args in teachers} == {arch for pair in PAIRS for arch in pair}
+def parsed(line):
+    """A command's flags, read by its program's own parser."""
+    python, program, *flags = line.split()
+    module = {"teacher.py": teacher, "student_v0.py": student_v0}[program]
+    assert python == "python"
+    return module.make_parser().parse_args(flags)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return make_machine(tmp_path / "with a space")
+
+
+# ------------------------------------------------------------------------------------------------------- the list
+
+
+def published():
+    (table,) = ROOT.glob("*/published.csv")
+    with table.open(newline="") as file:
+        return [(row["teacher"], row["student"]) for row in csv.DictReader(file)]
+
+
+def test_every_published_run_is_listed():
+    pairs = published()
+    teachers = [parsed(line) for line in listed("teachers")]
+    students = [parsed(line) for line in listed("students")]
+    assert listed() == listed("teachers") + listed("students")
+    archs = [args.arch for args in teachers]
+    assert set(archs[:6]) == {pair[0] for pair in pairs} and set(archs[6:]) == {pair[1] for pair in pairs}
+    assert len(archs) == 6 + 8
+
+    settings = []
+    for args in students:
+        pair = (args.teacher_path.name.removeprefix("teacher_"), args.student_arch)
+        settings.append((pair, args.strategy, args.k, args.b, args.w))
+    kd = [(pair, 0, 64, 64, 1000) for pair in pairs]
+    unix = [(pair, 3, 48, 32, 10) for pair in pairs]
+    assert sorted(settings) == sorted(kd + unix)
+
     for args in teachers + students:
-        arch = getattr(args, "student_arch", None) or args.arch
-        assert args.lr == (0.01 if arch in ("MobileNetV2", "ShuffleV1", "ShuffleV2") else 0.05)
-        assert (args.epoch, args.batch_size, args.milestones) == (240, 64, [150, 180, 210])
-    made = [str(args.experiments / f"teacher_{args.arch}") for args in teachers]
-    assert all(str(args.teacher_path) in made[:6] for args in students)  # before the students that need them
+        arch = args.student_arch if hasattr(args, "student_arch") else args.arch
+        assert args.lr == (0.01 if arch in SMALL_LR else 0.05)
+        assert (args.epoch, args.batch_size, args.milestones, args.seed) == (240, 64, [150, 180, 210], 0)
 
 
-def test_only_and_seeds():
-    runs = listed(ONLY="wrn_40_2", SEEDS="0 1 2")
-    assert [args.arch for program, args in runs if program == "teacher.py"].count("wrn_40_2") == 1
-    students = [args for program, args in runs if program == "student_v0.py"]
-    assert len(students) == 3 * 2 * 3 and {args.seed for args in students} == {0, 1, 2}
-    assert {args.teacher_path.name for args in students} == {"teacher_wrn_40_2"}
-    assert len(listed(ONLY="vgg13:vgg8")) == 4
-    assert len(listed(ONLY="vgg8")) == len(listed(ONLY="vgg8 vgg13:vgg8", SEEDS=" 0  0")) == 3 + 1 + 6
+def test_the_list_stands_at_the_head_as_it_is_printed():
+    script = (ROOT / "command" / "command.sh").read_text().splitlines()
+    assert [line for line in script if line.startswith("python ")] == listed()
 
 
-def test_a_pair_is_added_in_the_table_alone(machine):
-    with (machine / "reporting" / "published.csv").open("a") as table:
-        table.write("resnet110,ShuffleV3,0.02,,,,,\n")
-    lines = command("--list", root=machine, ONLY="resnet110").stdout.splitlines()
-    assert lines[:2] == [
-        "python teacher.py --arch resnet110 --lr 0.05",
-        "python teacher.py --arch ShuffleV3 --lr 0.02 --seed 0",
+def test_seeds():
+    lines = listed(ONLY="wrn_40_2", SEEDS=" 0 12 3 ")
+    assert len(lines) == 1 + 3 * 3 + 3 * 6
+    assert [line for line in lines if "--seed" not in line] == ["python teacher.py --arch wrn_40_2 --lr 0.05"]
+    assert {parsed(line).seed for line in listed("students", SEEDS="12 3")} == {12, 3}
+
+
+def test_only():
+    pair = [
+        "python teacher.py --arch vgg13 --lr 0.05",
+        "python teacher.py --arch vgg8 --lr 0.05 --seed 0",
+        "python student_v0.py --teacher-path ./experiments/teacher_vgg13/ --student-arch vgg8 --lr 0.05 --seed 0 "
+        "--strategy 0 --k 64 --b 64 --w 1000",
+        "python student_v0.py --teacher-path ./experiments/teacher_vgg13/ --student-arch vgg8 --lr 0.05 --seed 0 "
+        "--strategy 3 --k 48 --b 32 --w 10",
     ]
-    assert len(lines) == 4 and all("ShuffleV3 --lr 0.02 --seed 0 --strategy" in line for line in lines[2:])
+    assert listed(ONLY="vgg13:vgg8") == pair
+    assert listed(ONLY="vgg8") == listed(ONLY="vgg8 vgg13:vgg8") and len(listed(ONLY="vgg8")) == 3 + 1 + 6
+    assert len(listed(ONLY="vgg13")) == 1 + 2 + 4
 
 
 def test_a_downloaded_teacher_is_not_trained(machine):
-    folder = machine / "experiments" / "teacher_vgg13"
-    (folder / "ckpt").mkdir(parents=True)
-    (folder / "ckpt" / "best.pth").touch()
-    assert "--arch vgg13 " not in command("--list", root=machine).stdout
-    (folder / "config.json").touch()
-    assert "--arch vgg13 " in command("--list", root=machine).stdout
+    (machine / "experiments/teacher_vgg13/ckpt").mkdir(parents=True)
+    (machine / "experiments/teacher_vgg13/ckpt/best.pth").touch()
+    all_but_one = listed("teachers", root=machine)
+    assert len(all_but_one) == 13 and not any("vgg13" in line for line in all_but_one)
+    command(root=machine, ONLY="vgg13:vgg8", PYTHON=str(machine / "python"))
+    assert [what for what, _, _ in started_and_ended(machine)].count("end") == 3
+    (machine / "experiments/teacher_vgg13/config.json").touch()  # now the folder is a run's
+    assert len(listed("teachers", root=machine)) == 14
 
 
 @pytest.mark.parametrize(
@@ -89,239 +116,140 @@ def test_a_downloaded_teacher_is_not_trained(machine):
     [
         (["--lsit"], {}),
         (["--list", "x"], {}),
-        (["--list"], {"ONLY": "vgg9"}),
+        ([], {"ONLY": "vgg9"}),
+        ([], {"ONLY": "vgg13:wrn_16_2"}),
+        ([], {"ONLY": " "}),
+        ([], {"ONLY": "*"}),
         ([], {"SEEDS": "0 x"}),
         ([], {"SEEDS": "0,1"}),
-        ([], {"GPUS": "0,1"}),
-        ([], {"GPUS": "0 -1"}),
-        ([], {"GPUS": "first"}),
-        ([], {"PER_GPU": "0"}),
-        ([], {"PER_GPU": "1.5"}),
-        ([], {"GPUS": "0 7", "MISSING": "1"}),
+        ([], {"SEEDS": " "}),
+        ([], {"SEEDS": "0 00"}),
+        ([], {"SEEDS": "1 0 1"}),
+        ([], {"JOBS": "0"}),
+        ([], {"JOBS": "1.5"}),
     ],
 )
-def test_bad_use(machine, arguments, environment):
+def test_bad_use_gives_one_line(machine, arguments, environment):
     result = command(*arguments, code=2, root=machine, PYTHON=str(machine / "python"), **environment)
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and not result.stdout
-    assert not (machine / "experiments").exists()
+    assert not (machine / "ran").exists()
 
 
-# --------------------------------------------------------------------------------------------------------- running
-
-FAKE = """#!/bin/sh
-# A python that notes when it was started and ended, and trains nothing.
-[ "$1" != -c ] || [ "${CUDA_MPS_PIPE_DIRECTORY:-none}" = none ] || exit "${MPS_CODE:-0}"
-[ "$1" != -c ] || exit "${MISSING:-0}"
-trap 'echo "TERM $CUDA_VISIBLE_DEVICES: $*" >>ran; kill $! 2>/dev/null; echo saved; exit 143' TERM
-trap 'echo "INT $CUDA_VISIBLE_DEVICES: $*" >>ran' INT
-echo "start $CUDA_VISIBLE_DEVICES: $*" >>ran
-echo "this is $*"
-[ ! -e mps ] || echo "run $CUDA_MPS_PIPE_DIRECTORY ${CUDA_VISIBLE_DEVICES-all}" >>mps
-case "$*" in *"${FAILS:-nothing}"*) echo "error: broken"; exit 3 ;; esac
-case "$*" in *"${INTERRUPTS:-nothing}"*) kill -s INT -- -$PPID ;; esac # as a Ctrl-C does, in the middle of a start
-for i in 1 2 3; do sleep "${SECONDS_EACH:-0.02}" & wait $!; done
-echo "folder: best 70.00 % (epoch 2), last 69.00 %"
-echo "end $CUDA_VISIBLE_DEVICES: $*" >>ran
-"""
-
-
-@pytest.fixture
-def machine(tmp_path):
-    """The root of a copy of the scripts, with a python that trains nothing."""
-    root = tmp_path / "with a space"
-    shutil.copytree(ROOT / "command", root / "command")
-    (root / "reporting").mkdir()
-    shutil.copy(TABLE, root / "reporting")
-    write_program(root / "python", FAKE)
-    return root
-
-
-def write_program(path, text):
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-def ran(machine):
-    """[(what, GPU, command)] in the order of time."""
-    lines = [line.partition(": ") for line in (machine / "ran").read_text().splitlines()]
-    return [(*head.partition(" ")[::2], "python " + tail) for head, _, tail in lines]
-
-
-def logs(machine):
-    return {path.stem: path.read_text() for path in (machine / "experiments" / "logs").iterdir()}
+# --------------------------------------------------------------------------------------------------- running the list
 
 
 def test_it_runs_what_it_lists(machine):
-    only = {"root": machine, "ONLY": "vgg13:vgg8", "PYTHON": str(machine / "python"), "CUDA_VISIBLE_DEVICES": "5"}
-    result = command(**only)
-    steps = ran(machine)
-    assert [what for what, _, _ in steps] == ["start", "end"] * 4 and {gpu for _, gpu, _ in steps} == {"5"}
-    assert [line for what, _, line in steps if what == "end"] == command("--list", **only).stdout.splitlines()
-    assert set(logs(machine)) == {
-        "teacher_vgg13",
-        "alone_vgg8_seed0",
-        "kd_vgg13_vgg8_seed0",
-        "unix_vgg13_vgg8_seed0",
-    }
-    for text in logs(machine).values():
-        head, first, last = text.splitlines()
-        assert head.endswith(f": python {first.removeprefix('this is ')}") and "best 70" in last
-    assert "[1/4] finished teacher_vgg13: best 70.00 % (epoch 2), last 69.00 %" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("4 of 4 runs are finished")
-    command(**only)  # a log is appended to
-    assert all(text.count("== ") == 2 for text in logs(machine).values())
+    only = {"root": machine, "ONLY": "vgg13:vgg8", "PYTHON": str(machine / "python")}
+    result = command(**only, CUDA_VISIBLE_DEVICES="5")
+    notes = started_and_ended(machine)
+    assert [what for what, _, _ in notes] == ["start", "end"] * 4
+    assert [line for what, _, line in notes if what == "end"] == listed(**only)
+    assert {gpu for what, gpu, _ in notes if what == "start"} == {"5"}
+    logs = sorted(path.name for path in (machine / "experiments/logs").iterdir())
+    assert logs == [
+        "teacher_vgg13.log",
+        "teacher_vgg13_student_vgg8_seed0_strategy0.log",
+        "teacher_vgg13_student_vgg8_seed0_strategy3.log",
+        "teacher_vgg8_seed0.log",
+    ]
+    assert "python report.py experiments" in result.stdout
 
 
-def test_side_by_side(machine):
-    gpus = {"GPUS": "0 GPU-1a2b", "PER_GPU": "4", "SECONDS_EACH": "0.1", "PYTHON": str(machine / "python")}
-    chosen = {"ONLY": "wrn_40_2:wrn_16_2 vgg13:vgg8", "SEEDS": "0 1"}  # 2 teachers, 4 alone, 8 students
-    command(root=machine, **chosen, **gpus)
-    busy, most, finished = [], 0, []
-    for what, gpu, line in ran(machine):
-        if what == "end":
-            busy.remove(gpu)
-            finished.append(line)
-            continue
-        busy.append(gpu)
-        most = max(most, len(busy))
-        assert gpu in ("0", "GPU-1a2b") and busy.count(gpu) <= 4
-        if "--teacher-path" in line:
-            teacher_arch = line.split()[3].split("teacher_")[1].rstrip("/")
-            assert f"python teacher.py --arch {teacher_arch} --lr 0.05" in finished
-    assert most == 8 and sorted(finished) == sorted(command("--list", **chosen).stdout.splitlines())
+def most_at_once(notes):
+    """How many runs went on at the same time."""
+    running = 0
+    most = 0
+    for what, _, _ in notes:
+        running += 1 if what == "start" else -1
+        most = max(most, running)
+    return most
 
 
-def test_a_failed_teacher_stops_its_students_alone(machine):
-    runs = {"root": machine, "ONLY": "vgg13:vgg8 vgg16:vgg8", "PYTHON": str(machine / "python"), "PER_GPU": "3"}
-    result = command(code=1, FAILS="--arch vgg13", **runs)
-    done = [line for what, _, line in ran(machine) if what == "end"]
-    assert len(done) == 4 and not any("vgg13" in line for line in done)
-    failed, *skipped, tally = result.stderr.splitlines()
+@pytest.mark.parametrize(
+    "visible, gpus",
+    [
+        ({}, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "4,GPU-1a"}, ["4", "GPU-1a"]),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, ["7"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, [""]),
+    ],
+)
+def test_two_jobs_run_at_a_time_teachers_first(machine, visible, gpus):
+    os.mkfifo(machine / "meeting")
+    chosen = {"root": machine, "ONLY": "vgg13:vgg8 vgg16:vgg8", "SEEDS": "0 1"}
+    command(JOBS="2", PYTHON=str(machine / "python"), **chosen, **visible)
+    notes = started_and_ended(machine)
+    assert most_at_once(notes) == 2
+    assert sorted({gpu for what, gpu, _ in notes if what == "start"}) == gpus
+    order = [line for what, _, line in notes if what == "end"]
+    teachers = listed("teachers", **chosen)
+    assert sorted(order) == sorted(listed(**chosen)) and sorted(order[: len(teachers)]) == sorted(teachers)
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(machine):
+    os.mkfifo(machine / "meeting")
+    runs = {"root": machine, "ONLY": "vgg13:vgg8 vgg16:vgg8", "SEEDS": "0 1", "PYTHON": str(machine / "python")}
+    result = command(code=1, FAILS="--arch vgg13", JOBS="2", **runs)
+    started = [line for what, _, line in started_and_ended(machine) if what == "start"]
+    assert sorted(started) == sorted([line for line in listed(**runs) if "teacher_vgg13" not in line])
+    reason = "not started, because its teacher is not finished: teacher_vgg13_student_vgg8_"
+    failed, *others = result.stderr.splitlines()[-5:]
     assert failed == "failed: experiments/logs/teacher_vgg13.log: error: broken"
-    assert skipped == [
-        "not started, as its teacher failed: kd_vgg13_vgg8_seed0",
-        "not started, as its teacher failed: unix_vgg13_vgg8_seed0",
-    ]
-    assert tally.startswith("error: 4 of 7 runs are finished")
-    assert "[7/7]" in result.stdout
-    command(**runs)
+    assert sorted(others) == [f"{reason}seed{seed}_strategy{strategy}" for seed in (0, 1) for strategy in (0, 3)]
+
+    (machine / "ran").unlink()
+    command(JOBS="2", **runs)  # the same command tries again
+    assert len(started_and_ended(machine)) == 2 * (2 + 2 + 8)
 
 
-@pytest.fixture
-def pool(machine):
-    """command.sh with three slots and runs that take a minute, the leader of a process group."""
-    started = []
+# ---------------------------------------------------------------------------------------------------- the interpreter
 
-    def start(**more):
-        environment = {"PYTHON": str(machine / "python"), "PER_GPU": "3", "SECONDS_EACH": "20", **more}
-        started.append(subprocess.Popen(
-            ["bash", "command/command.sh"],
-            cwd=machine, env={**ENVIRONMENT, **environment}, stdout=subprocess.PIPE, text=True, start_new_session=True,
-            # a shell cannot trap a signal that it was started to ignore, as tests in the background of a script are
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        ))  # fmt: skip
-        return started[-1]
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for_runs(machine, number):
-    end = time.monotonic() + 60
-    while not (machine / "ran").exists() or len(ran(machine)) < number:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def assert_stopped(machine, process, code):
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
-    assert output.splitlines()[-1] == "stopped: 0 of 38 runs are finished; the same command goes on from there"
-    begun = [text for text in logs(machine).values() if text.count("\n") > 1]
-    assert begun and all(text.endswith("saved\n") for text in begun)
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_reaches_the_runs_once(machine, pool, number, code):
-    process = pool()
-    wait_for_runs(machine, 3)
-    os.killpg(process.pid, number)  # as a terminal's Ctrl-C does it
-    assert_stopped(machine, process, code)
-    assert sorted(what for what, _, _ in ran(machine)) == ["TERM"] * 3 + ["start"] * 3
-
-
-def test_a_signal_in_the_middle_of_a_start(machine, pool):
-    assert_stopped(machine, pool(INTERRUPTS="--arch ResNet50"), 130)
-    started, *signals = [
-        sorted(line for what, _, line in ran(machine) if what == kind) for kind in ("start", "TERM", "INT")
-    ]
-    assert signals == [started, []] and 1 <= len(started) <= 3
-
-
-def test_signals_while_runs_end(machine, pool):
-    process = pool(PER_GPU="8")
-    wait_for_runs(machine, 8)
-    for _ in range(60):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
-            time.sleep(0.003)
-    assert_stopped(machine, process, 130)
-
-
-# ------------------------------------------------------------------------------------------------------------- MPS
-
-DAEMON = """#!/bin/sh
-[ "$1" = -d ] && what=daemon || read -r what
-echo "$what $CUDA_MPS_PIPE_DIRECTORY ${CUDA_VISIBLE_DEVICES-all}" >>mps
-exit "${DAEMON_CODE:-0}"
+VENV_PYTHON = """#!/bin/sh
+# Has no packages before it has installed them.
+case $1 in
+  -c) [ -e installed ] ;;
+  -m) echo "$*" >>installed ;;
+esac
 """
 
 
 @pytest.fixture
-def shared(machine):
-    """The variables of a machine with two GPUs, two runs on each, and NVIDIA's MPS."""
-    write_program(machine / "nvidia-cuda-mps-control", DAEMON)
-    return {
-        "PATH": f"{machine}:{os.environ['PATH']}", "PYTHON": str(machine / "python"), "ONLY": "vgg13:vgg8",
-        "GPUS": "0 1", "PER_GPU": "2", "CUDA_VISIBLE_DEVICES": "5", "CUDA_MPS_PIPE_DIRECTORY": "",
-    }  # fmt: skip
+def environments(machine):
+    """A machine on which `python` is the interpreter that runs this test, and .venv/ and own/ are stand-ins."""
+    write_program(machine / "bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for name in (".venv", "own"):
+        write_program(machine / name / "bin/python", VENV_PYTHON)
+    (machine / "requirements.txt").write_text("torch>=2.6\nnumpy>=1.26\n")
+    return machine
 
 
-def mps(machine):
-    """[(what, pipe directory, visible GPUs)]: of the daemon's start, each run, its end."""
-    path = machine / "mps"
-    return [tuple(line.split(" ")) for line in path.read_text().splitlines()] if path.exists() else []
+def chosen_python(machine, **environment):
+    source = "set -euo pipefail; source command/env.sh requirements.txt; sh -c 'echo $PYTHON'"
+    path = {"PATH": f"{machine / 'bin'}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        ["bash", "-c", source], cwd=machine, env=ENVIRONMENT | path | environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1]
 
 
-def test_runs_share_a_gpu_by_mps(machine, shared):
-    assert "MPS" not in command(root=machine, **shared).stdout
-    daemon, *runs, end = mps(machine)
-    folder = daemon[1]
-    assert daemon == ("daemon", folder, "all") and end[:2] == ("quit", folder) and not Path(folder).exists()
-    assert {run[:2] for run in runs} == {("run", folder)} and {run[2] for run in runs} == {"0", "1"} and len(runs) == 4
+def test_the_active_environment_is_taken_where_it_has_the_packages(environments):
+    assert chosen_python(environments) == "python"
+    assert not (environments / "installed").exists()
 
 
-@pytest.mark.parametrize("broken", [{"DAEMON_CODE": "1"}, {"MPS_CODE": "1"}])
-def test_without_mps_where_it_does_not_start(machine, shared, broken):
-    result = command(root=machine, **shared, **broken)
-    assert result.stdout.startswith("MPS does not start here: ") and not result.stderr
-    assert [run[:2] for run in mps(machine)[1:-1]] == [("run", "")] * 4 and mps(machine)[-1][0] == "quit"
+@pytest.mark.parametrize("line", ["torch>=99.0", "no-such-package>=1"])
+def test_else_an_environment_is_made_once(environments, line):
+    with (environments / "requirements.txt").open("a") as file:
+        file.write(f"{line}\n")
+    for _ in range(2):
+        assert chosen_python(environments) == ".venv/bin/python"
+    (call,) = (environments / "installed").read_text().splitlines()
+    assert call.startswith("-m pip install") and call.endswith("-rrequirements.txt")
 
 
-@pytest.mark.parametrize(
-    "more",
-    [{"PER_GPU": "1"}, {"GPUS": "", "CUDA_VISIBLE_DEVICES": ""}, {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/mine"}],
-)
-def test_no_daemon_where_none_is_needed(machine, shared, more):
-    command(root=machine, **{**shared, **more})
-    assert not mps(machine) and len(ran(machine)) == 8
-
-
-def test_a_stopped_command_ends_its_daemon(machine, shared, pool):
-    process = pool(**{**shared, "ONLY": "", "GPUS": "0"})
-    wait_for_runs(machine, 2)
-    os.killpg(process.pid, signal.SIGINT)
-    assert_stopped(machine, process, 130)
-    assert [what for what, _, _ in mps(machine)] == ["daemon", "run", "run", "quit"]
+def test_a_named_one_goes_before_the_active_one(environments):
+    assert chosen_python(environments, PYTHON="./own/bin/python") == str(environments / "own/bin/python")
+    assert not (environments / "installed").exists()
+    assert chosen_python(environments, VENV="own") == "own/bin/python"
+    assert (environments / "installed").exists()
