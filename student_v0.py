@@ -23,10 +23,11 @@ from torch import nn
 import dataset
 from engine.compile import compile_network
 from engine.device import Precision, setup_backend, to_device
+from engine.fit import fit
 from engine.flops import cost_in_words, cost_so_far, forward_macs, network_size
 from engine.meters import Evaluator, correct
 from engine.run import Run, RunError, format_value, make_config, name_suffix
-from engine.trainer import Trainer, fit
+from engine.trainer import Trainer
 from losses import FEATURE_LOSSES, kd_loss, mixed_cross_entropy
 from models import CheckpointError, arch_from_name, find_checkpoint, load_model, model_dict, pooled_size, teacher_name
 from selector import ENTROPY, RANDOM, UNCERTAINTIES, Selector, confidences, draw_mixing, log_softmax, uncertainty

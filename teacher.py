@@ -16,10 +16,11 @@ from torch import nn
 
 import dataset
 from engine.device import Precision, setup_backend
+from engine.fit import fit
 from engine.flops import cost_so_far, forward_macs, network_size
 from engine.meters import correct
 from engine.run import Run, make_config, name_suffix
-from engine.trainer import Trainer, fit
+from engine.trainer import Trainer
 from models import model_dict
 from utils import Parser, add_shared_flags, check_shared_flags, run_main, set_up
 

@@ -21,7 +21,7 @@ import subprocess
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tensorboardX.event_file_writer import EventsWriter
@@ -32,10 +32,8 @@ from torch.utils._pytree import tree_map_only
 from engine.device import device_name
 from engine.files import lock, read_json, write_checkpoint, write_file, write_json
 from engine.flops import cost_in_words
+from engine.trainer import Trainer
 from models import CheckpointError, read_checkpoint
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 # Flags that do not change a run's result (--compile changes its rounding alone). A teacher is known by its weights.
 WITHOUT_EFFECT = set("save_interval gpu_id data_root experiments fresh debug compile teacher_path teacher_ckpt".split())
@@ -195,7 +193,7 @@ class Run:
         prefix = "student_" if self.config["kind"] == "student" else ""
         return self.folder / "ckpt" / f"{prefix}{name}.pth"
 
-    def restore(self, trainer: "Trainer") -> None:
+    def restore(self, trainer: Trainer) -> None:
         """Load the state of an earlier run, if there is one, and bring its other files to that epoch.
 
         Raises RunError where the state is damaged; nothing is overwritten then.
@@ -218,7 +216,7 @@ class Run:
             self.write_outputs(trainer, state)
             self.tell_if_best_is_missing()
 
-    def end_epoch(self, trainer: "Trainer", row: dict[str, float]) -> None:
+    def end_epoch(self, trainer: Trainer, row: dict[str, float]) -> None:
         """Save and log an epoch. row: {column of metrics.csv: number}; names with a slash go to TensorBoard too.
 
         Raises RunError, and saves nothing, if the loss or a weight is not finite.
@@ -247,7 +245,7 @@ class Run:
         self.rows = rows
         self.write_outputs(trainer, state)
 
-    def write_outputs(self, trainer: "Trainer", state: dict[str, Any]) -> None:
+    def write_outputs(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """Write the files that follow from the last state."""
         weights = {name: value for name, value in state.items() if name not in ("rows", "trainer", "sha256")}
         args = trainer.args

@@ -1,8 +1,5 @@
-"""The training of both programs: one epoch (Trainer), and the order of epochs (fit)."""
+"""What both programs train with: one epoch of a network's training."""
 
-import math
-import sys
-import time
 from argparse import Namespace
 from typing import Any
 
@@ -12,10 +9,8 @@ from tqdm import tqdm
 
 from dataset import Data
 from engine.compile import CUDAGraphed
-from engine.device import Precision, peak_memory, to_device
-from engine.meters import Evaluator, Meters
-from engine.run import Run
-from models import read_checkpoint
+from engine.device import Precision, to_device
+from engine.meters import Meters
 
 
 class Trainer:
@@ -110,80 +105,3 @@ class Trainer:
 def learning_rate(args: Namespace, epoch: int) -> float:
     """The rate in an epoch, numbered from 1: lr times gamma for every milestone that has passed."""
     return args.lr * args.gamma ** sum(epoch > milestone for milestone in args.milestones)
-
-
-def fit(run: Run, trainer: Trainer, **result: Any) -> None:
-    """Train until --epoch from wherever the run stands, and write its result.
-
-    result: entries of result.json besides the usual ones. Raises RunError where training diverges.
-    """
-    args, data = trainer.args, trainer.data
-    images = len(data.train)
-    evaluate = Evaluator(trainer.model, data.val, trainer.precision)
-    with run:
-        run.restore(trainer)
-        first = run.epoch + 1
-        start = time.monotonic()
-        with progress_bar(args.epoch * images, run.epoch * images) as bar:
-            for epoch in range(first, args.epoch + 1):
-                begin = time.monotonic()
-                means = trainer.train_epoch(epoch, bar)
-                end = time.monotonic()
-                val_loss, val_acc, centers = evaluate()
-                trainer.end_epoch(centers)
-                row = {
-                    **{name: mean for name, mean in means.items() if not math.isnan(mean)},  # no centers in epoch 1
-                    "val/cls_loss": val_loss,
-                    "val/cls_acc": val_acc,
-                    **{f"cost/{name}": value for name, value in trainer.cost(epoch).items()},
-                    "lr": learning_rate(args, epoch),
-                    "train_seconds": end - begin,
-                    "val_seconds": time.monotonic() - end,
-                }
-                run.end_epoch(trainer, row)
-                seconds_left = (time.monotonic() - start) / (epoch - first + 1) * (args.epoch - epoch)
-                bar.write(
-                    f"epoch {epoch:3d}/{args.epoch}  "
-                    f"train loss {row[f'{trainer.tag}loss']:.3f} acc {row[f'{trainer.tag}acc']:5.2f} %  "
-                    f"val loss {val_loss:.3f} acc {val_acc:5.2f} % (best {run.best['val/cls_acc']:.2f})  "
-                    f"{images / row['train_seconds']:.0f} img/s  eta {format_duration(seconds_left)}",
-                    file=sys.stdout,
-                )
-        result |= {**final_test(run, trainer), "peak_memory_bytes": peak_memory(data.train.labels.device)}
-        run.finish(images, **result)
-    run.summarize()
-
-
-def progress_bar(total: int, done: int) -> tqdm:
-    """A bar over the images of a run, with rate and remaining time; nothing where the output is not a terminal."""
-    return tqdm(
-        total=total,
-        initial=done,
-        unit="img",
-        unit_scale=True,
-        disable=not sys.stderr.isatty(),
-        leave=False,
-        dynamic_ncols=True,
-        smoothing=0.02,
-        mininterval=0.5,
-    )
-
-
-def final_test(run: Run, trainer: Trainer) -> dict[str, float]:
-    """With a holdout the one look at the test images: {"test_acc_best": ..., "test_acc_last": ...}, else nothing.
-
-    The network holds the last weights before, the best ones after.
-    """
-    if trainer.data.test is None:
-        return {}
-    evaluate = Evaluator(trainer.model, trainer.data.test, trainer.precision)
-    _, last, _ = evaluate()
-    trainer.model.load_state_dict(read_checkpoint(run.checkpoint("best"))["state_dict"])
-    _, best, _ = evaluate()
-    return {"test_acc_best": best, "test_acc_last": last}
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""engine/trainer.py: the learning rate, the optimizer, fp16's scaling, the order of epochs."""
+"""engine/trainer.py and engine/fit.py: the learning rate, the optimizer, fp16's scaling, the order of epochs."""
 
 import itertools
 import re
@@ -9,11 +9,12 @@ import torch
 from small_runs import TINY, ctrl_c_after, distiller_of, metrics, result, train
 
 import dataset
-import engine.trainer
+import engine.fit
 import teacher
 from engine.device import Precision
+from engine.fit import final_test, format_duration
 from engine.meters import Evaluator
-from engine.trainer import final_test, format_duration, learning_rate
+from engine.trainer import learning_rate
 from models import load_model, model_dict
 
 FP32 = Precision("fp32", "cpu")
@@ -83,7 +84,7 @@ def test_an_epoch_is_a_row_and_a_line(tmp_path, monkeypatch, capsys):
     """On a clock that moves by a second whenever it is read, four times an epoch; the remaining time counts those of
     epochs that were trained here."""
     clock = itertools.count()
-    monkeypatch.setattr(engine.trainer, "time", Namespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(engine.fit, "time", Namespace(monotonic=lambda: next(clock)))
     with ctrl_c_after(1):
         train(tmp_path, TINY, "--epoch 4")
     folder = train(tmp_path, TINY, "--epoch 4")
