@@ -5,6 +5,7 @@ import shutil
 from conftest import ROOT
 
 FAKE = """#!/bin/sh
+[ "$1" != -c ] || exit 0 # env.sh asks whether it has the packages
 # It notes its arguments in the file `ran` and leaves the files by which the scripts know a finished teacher.
 echo "start ${CUDA_VISIBLE_DEVICES-none}: $*" >>ran
 folder=experiments/teacher_$3
@@ -26,6 +27,7 @@ echo "end: $*" >>ran
 def make_machine(root):
     """Copy the scripts to the folder `root` and put the stand-in there as `python`."""
     shutil.copytree(ROOT / "command", root / "command")
+    shutil.copy(ROOT / "requirements.txt", root)
     write_program(root / "python", FAKE)
     return root
 

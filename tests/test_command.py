@@ -13,7 +13,7 @@ import student_v0
 import teacher
 
 SMALL_LR = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
-OURS = ("ONLY", "SEEDS", "JOBS", "PYTHON", "VENV", "CUDA_VISIBLE_DEVICES")
+OURS = ("ONLY", "SEEDS", "JOBS", "PYTHON", "CUDA_VISIBLE_DEVICES")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OURS}
 
 
@@ -204,52 +204,31 @@ def test_a_failed_run_is_named_and_the_others_go_on(machine):
 
 # ---------------------------------------------------------------------------------------------------- the interpreter
 
-VENV_PYTHON = """#!/bin/sh
-# Has no packages before it has installed them.
-case $1 in
-  -c) [ -e installed ] ;;
-  -m) echo "$*" >>installed ;;
-esac
-"""
-
-
-@pytest.fixture
-def environments(machine):
-    """A machine on which `python` is the interpreter that runs this test, and .venv/ and own/ are stand-ins."""
-    write_program(machine / "bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    for name in (".venv", "own"):
-        write_program(machine / name / "bin/python", VENV_PYTHON)
-    (machine / "requirements.txt").write_text("torch>=2.6\nnumpy>=1.26\n")
-    return machine
-
-
-def chosen_python(machine, **environment):
+def chosen_python(machine, code=0, **environment):
     source = "set -euo pipefail; source command/env.sh requirements.txt; sh -c 'echo $PYTHON'"
     path = {"PATH": f"{machine / 'bin'}:{os.environ['PATH']}"}
     result = subprocess.run(
         ["bash", "-c", source], cwd=machine, env=ENVIRONMENT | path | environment, capture_output=True, text=True
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()[-1]
+    assert result.returncode == code, result.stderr
+    return (result.stdout + result.stderr).strip()
 
 
-def test_the_active_environment_is_taken_where_it_has_the_packages(environments):
+@pytest.fixture
+def environments(machine):
+    """A machine whose active `python` and own/python are the interpreter that runs this test."""
+    for name in ("bin", "own"):
+        write_program(machine / name / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    return machine
+
+
+def test_the_active_environment_is_taken_unless_another_is_named(environments):
     assert chosen_python(environments) == "python"
-    assert not (environments / "installed").exists()
+    assert chosen_python(environments, PYTHON="own/python") == str(environments / "own/python")
 
 
-@pytest.mark.parametrize("line", ["torch>=99.0", "no-such-package>=1"])
-def test_else_an_environment_is_made_once(environments, line):
-    with (environments / "requirements.txt").open("a") as file:
-        file.write(f"{line}\n")
-    for _ in range(2):
-        assert chosen_python(environments) == ".venv/bin/python"
-    (call,) = (environments / "installed").read_text().splitlines()
-    assert call.startswith("-m pip install") and call.endswith("-rrequirements.txt")
-
-
-def test_a_named_one_goes_before_the_active_one(environments):
-    assert chosen_python(environments, PYTHON="./own/bin/python") == str(environments / "own/bin/python")
-    assert not (environments / "installed").exists()
-    assert chosen_python(environments, VENV="own") == "own/bin/python"
-    assert (environments / "installed").exists()
+@pytest.mark.parametrize("named", ["python", "no-such-python"])
+def test_without_the_packages_a_line_says_how_to_install_them(environments, named):
+    (environments / "requirements.txt").write_text("numpy>=1.26\nno-such-package>=1\n")
+    line = chosen_python(environments, code=1, PYTHON=named)
+    assert line.count("\n") == 0 and named in line and line.endswith("pip install -r requirements.txt")
