@@ -27,11 +27,12 @@ from engine.fit import fit
 from engine.flops import cost_in_words, cost_so_far, forward_macs, network_size
 from engine.meters import Evaluator, correct
 from engine.run import Run, RunError, format_value, make_config, name_suffix
+from engine.teacher_cache import TeacherCache
 from engine.trainer import Trainer
 from losses import FEATURE_LOSSES, kd_loss, mixed_cross_entropy
 from models import CheckpointError, arch_from_name, find_checkpoint, load_model, model_dict, pooled_size, teacher_name
 from selector import ENTROPY, RANDOM, UNCERTAINTIES, Selector, confidences, draw_mixing, log_softmax, uncertainty
-from utils import MAX_INT, Parser, add_shared_flags, as_path, bounded, check_shared_flags, run_main, set_up
+from utils import MAX_INT, TRAIN_SIZE, Parser, add_shared_flags, as_path, bounded, check_shared_flags, run_main, set_up
 
 # ----------------------------------------------------------------------------------------------------------- flags
 
@@ -64,6 +65,9 @@ def make_parser() -> Parser:
     weights = ", ".join(f"{name} {weight}" for name, (weight, _) in FEATURE_LOSSES.items())
     add("--other-distill", choices=FEATURE_LOSSES, help=f"a feature loss to add, with its published weight: {weights}")
     add_shared_flags(parser)
+    parser.add_argument("--teacher-cache", action="store_true",
+        help="an extension: keep the teacher's logits of each view of an image in a file beside the teacher (up to "
+        "1.6 GB), so that it is asked only once; needs unmixed images, so --b as --batch-size and --w 1000")
     parser.add_argument("--compile", action="store_true",
         help="compile the teacher and the scoring, which takes a minute and then saves 4 to 10 %% of a step on a CPU")
     # fmt: on
@@ -78,6 +82,12 @@ def check_flags(parser: Parser, args: Namespace) -> None:
             parser.error(f"argument --{flag}: {getattr(args, flag)} is more than --batch-size {args.batch_size}")
     if args.score_every > 1 and args.strategy == RANDOM:
         parser.error("argument --score-every: --strategy 0 scores nothing")
+    if args.teacher_cache and (args.b < args.batch_size or args.w < 1000):
+        parser.error(
+            f"argument --teacher-cache: needs --b {args.batch_size} --w 1000, because mixed images are always new"
+        )
+    if args.teacher_cache and args.other_distill:
+        parser.error("argument --teacher-cache: keeps logits only, and --other-distill needs the teacher's features")
     if not (args.kd_weight or args.ce_weight or args.other_distill):
         parser.error("argument --kd-weight: with 0, --ce-weight 0 and no --other-distill nothing is learned")
     if not re.fullmatch(r"[\w.-]+", args.teacher_ckpt):
@@ -90,11 +100,17 @@ def check_flags(parser: Parser, args: Namespace) -> None:
 class Distiller(Trainer):
     """Trains a student on what the selector makes of each batch.
 
-    teacher: on the data's device and in eval mode.
+    teacher: on the data's device and in eval mode. cache: of its logits; with one the steps do not run the teacher.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, args: Namespace, data: dataset.Data, precision: Precision
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        args: Namespace,
+        data: dataset.Data,
+        precision: Precision,
+        cache: TeacherCache | None = None,
     ):
         super().__init__(student, args, data, precision)
         self.student_macs = forward_macs(student)
@@ -102,6 +118,7 @@ class Distiller(Trainer):
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
         self.scoring = self.selector.needs_scores  # in this epoch
         self.teacher = teacher
+        self.cache = cache
         self.scorer = self.model
         if args.compile:
             images = data.train.normalized(data.train.images[: args.batch_size])
@@ -119,14 +136,20 @@ class Distiller(Trainer):
         args, train, device = self.args, self.data.train, self.scores.device
         rng = dataset.generator(args.seed, epoch, dataset.MIXING)
         lam, partner = draw_mixing(len(train), args.batch_size, rng)
-        mixing = zip(lam.to(device), partner.to(device).split(args.batch_size))
-        return [(*batch, *mix) for batch, mix in zip(train.draw_epoch(args.batch_size, args.seed, epoch), mixing)]
+        batches = train.draw_epoch(args.batch_size, args.seed, epoch)
+        columns = [*zip(*batches), lam.to(device), partner.to(device).split(args.batch_size)]
+        if self.cache:
+            logits = self.cache(*map(torch.cat, zip(*batches)))
+            columns.append(logits.split(args.batch_size))
+        return list(zip(*columns))
 
     def train_epoch(self, epoch: int, bar: Any) -> dict[str, float]:
         scoring = self.selector.needs_scores and (epoch - 1) % self.args.score_every == 0
         if scoring != self.scoring:
             self.scoring = scoring
             self.graphed_step.reset()
+        if self.cache:
+            bar.set_postfix_str(f"epoch {epoch}/{self.args.epoch}, asking the teacher")
         return super().train_epoch(epoch, bar)
 
     def step(
@@ -136,8 +159,9 @@ class Distiller(Trainer):
         flips: torch.Tensor,
         lam: torch.Tensor,
         partner: torch.Tensor,
+        cached_logits: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """chosen, offsets, flips: see Split.load_batch. lam: (), partner: (n,), see draw_mixing."""
+        """chosen, offsets, flips: see Split.load_batch. lam, partner: see draw_mixing. cached_logits: (n, 100)."""
         args, autocast = self.args, self.precision.autocast
         images, labels, index = self.data.train.load_batch(chosen, offsets, flips)  # crop, flip, normalize
 
@@ -152,8 +176,11 @@ class Distiller(Trainer):
         self.most_uncertain.index_fill_(0, index[selection.order[: args.b]], 1)
 
         # 3. distill: teacher and student see the kept images only
-        with torch.no_grad(), autocast():
-            t_features, t_logits = self.teacher(selection.images, is_feat=True)
+        if cached_logits is not None:
+            t_logits = cached_logits[selection.kept]
+        else:
+            with torch.no_grad(), autocast():
+                t_features, t_logits = self.teacher(selection.images, is_feat=True)
         with autocast():
             s_features, s_logits = self.model(selection.images, is_feat=True)
         loss = args.kd_weight * kd_loss(s_logits, t_logits, args.T)
@@ -201,16 +228,20 @@ class Distiller(Trainer):
         whole, rest = divmod(n, args.batch_size)
         kept = whole * args.k + min(rest, args.k)
         scored_epochs = math.ceil(epochs / args.score_every) if self.selector.needs_scores else 0
-        return cost_so_far(self.student_macs, self.teacher_macs, epochs * kept, scored_epochs * n, epochs * n)
+        queries = self.cache.queries if self.cache else None
+        return cost_so_far(self.student_macs, self.teacher_macs, epochs * kept, scored_epochs * n, epochs * n, queries)
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"counter": self.counter, "centers": self.centers, "scores": self.scores}
+        state = super().state() | {"counter": self.counter, "centers": self.centers, "scores": self.scores}
+        return state | {"queries": self.cache.queries} if self.cache else state
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         self.counter = state["counter"]
         self.centers.copy_(state["centers"])
         self.scores.copy_(state["scores"])
+        if self.cache:
+            self.cache.queries = state["queries"]
 
     def files(self) -> dict[str, bytes]:
         if not self.selector.needs_scores:
@@ -270,10 +301,15 @@ def main(argv: list[str] | None = None) -> None:
     folder = path.parent.parent
     if (folder / "config.json").exists() and not (folder / "result.json").exists():
         print(f"warning: the teacher's training is not finished; {path.name} is of epoch {checkpoint.get('epoch')}")
-    trainer = Distiller(student, teacher, args, data, precision)
+    cache = None
+    if args.teacher_cache:
+        file = path.with_name(f"logits_{checkpoint['sha256'][:12]}_{args.dataset}_{precision.name}")
+        cache = TeacherCache(file, teacher, data.train, TRAIN_SIZE, precision)
+    trainer = Distiller(student, teacher, args, data, precision, cache)
     ft, fs = trainer.teacher_macs, trainer.student_macs
     forward = f"{ft / 1e6:.1f} (teacher) and {fs / 1e6:.1f} (student) million multiply-accumulates, ratio {ft / fs:.2f}"
-    print(f"cost: forward {forward}; {cost_in_words(trainer.cost(args.epoch))}")
+    planned = f"the teacher's logits are kept in {cache.path}" if cache else cost_in_words(trainer.cost(args.epoch))
+    print(f"cost: forward {forward}; {planned}")
     fit(run, trainer, teacher_acc=teacher_acc, student_macs=fs, teacher_macs=ft)
 
 

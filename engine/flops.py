@@ -26,12 +26,21 @@ def network_size(model: nn.Module) -> dict[str, int]:
     return {"parameters": sum(weights.numel() for weights in model.parameters()), "macs": forward_macs(model)}
 
 
-def training_macs(student: float, teacher: float = 0, trained: int = 0, scored: float = 0, backward: int = 1) -> float:
+def training_macs(
+    student: float,
+    teacher: float = 0,
+    trained: int = 0,
+    scored: float = 0,
+    backward: int = 1,
+    queries: int | None = None,
+) -> float:
     """Multiply-accumulates of training on `trained` images and scoring `scored`.
 
     student, teacher: forward_macs of each (no teacher: 0). backward: forward passes that a backward pass counts as.
+    queries: images that the teacher sees, if they are not those that are trained on.
     """
-    return trained * (teacher + (1 + backward) * student) + scored * student
+    queries = trained if queries is None else queries
+    return queries * teacher + (trained * (1 + backward) + scored) * student
 
 
 def relative_cost(student: float, teacher: float, k: int, n: int, scored: float = 1.0, backward: int = 1) -> float:
@@ -44,15 +53,21 @@ def relative_cost(student: float, teacher: float, k: int, n: int, scored: float 
 
 
 def cost_so_far(
-    student: float, teacher: float = 0, trained: int = 0, scored: float = 0, seen: int = 0
+    student: float,
+    teacher: float = 0,
+    trained: int = 0,
+    scored: float = 0,
+    seen: int = 0,
+    queries: int | None = None,
 ) -> dict[str, float]:
     """A run's figures up to now, in both countings, under the names that logs and result.json use.
 
-    student, teacher, trained, scored: as above. seen: images that ordinary distillation would have trained on.
+    student, teacher, trained, scored, queries: as above. seen: images that ordinary distillation would have trained on.
     """
-    figures = {"teacher_queries": trained if teacher else 0}
+    queries = trained if queries is None else queries
+    figures = {"teacher_queries": queries if teacher else 0}
     for suffix, backward in COUNTINGS.items():
-        macs = training_macs(student, teacher, trained, scored, backward)
+        macs = training_macs(student, teacher, trained, scored, backward, queries)
         figures[f"train_macs{suffix}"] = macs
         if teacher:
             figures[f"computation{suffix}"] = macs / training_macs(student, teacher, seen, backward=backward)

@@ -95,14 +95,14 @@ def name_suffix(config: dict[str, Any], named: set[str]) -> str:
     for flag, value in config["effective_settings"].items():
         if flag not in named and value != config["defaults"].get(flag):
             values = value if isinstance(value, list) else [value]
-            text = "-".join(map(format_value, values)) or "none"
+            text = "-".join(map(format_value, values)) if values else "none"
             suffix += f"_{flag.replace('_', '')}{text}"
     return suffix
 
 
 def format_value(value: Any) -> str:
-    """10.0 as 10."""
-    return str(value).removesuffix(".0")
+    """10.0 as 10, and a switch as nothing, because its flag says it."""
+    return "" if value is True else str(value).removesuffix(".0")
 
 
 # --------------------------------------------------------------------------------------------------------------- run

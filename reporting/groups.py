@@ -15,6 +15,7 @@ WORDS = {  # how a person says a setting; what is missing here is said as "flag 
     "holdout": "{} images held out",
     "score_every": "scored every {} epochs",
     "other_distill": "with {}",
+    "teacher_cache": "teacher cache",
     "epoch": "{} epochs",
     "precision": "{}",
 }

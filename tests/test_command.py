@@ -204,6 +204,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(machine):
 
 # ---------------------------------------------------------------------------------------------------- the interpreter
 
+
 def chosen_python(machine, code=0, **environment):
     source = "set -euo pipefail; source command/env.sh requirements.txt; sh -c 'echo $PYTHON'"
     path = {"PATH": f"{machine / 'bin'}:{os.environ['PATH']}"}
