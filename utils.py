@@ -71,7 +71,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
         help="initial learning rate; published runs use 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2")
     add("--momentum", type=bounded(float, 0, below=1), default=0.9, help="momentum of SGD, without Nesterov")
     add("--weight-decay", type=bounded(float, 0, 1e6), default=5e-4, help="weight decay of SGD, on all parameters")
-    add("--gamma", type=bounded(float, 1e-12, 1e6), default=0.1,
+    add("--gamma", type=bounded(float, 1e-12, 1), default=0.1,
         help="factor by which the learning rate is multiplied at each milestone")
     add("--milestones", type=bounded(int, 1, MAX_INT), nargs="*", default=[150, 180, 210], metavar="EPOCH",
         help="epochs after which the learning rate drops; with none given it never drops")
@@ -112,8 +112,8 @@ def check_shared_flags(parser: argparse.ArgumentParser, args: argparse.Namespace
         parser.error(f"argument --milestones: must rise, not {' '.join(map(str, milestones))}")
     if milestones != parser.get_default("milestones") and any(m >= args.epoch for m in milestones):
         parser.error(f"argument --milestones: {milestones[-1]} never comes within --epoch {args.epoch}")
-    if not 1e-12 <= args.lr * args.gamma ** len(milestones) <= 1e6:
-        parser.error("argument --gamma: the learning rate leaves the range of 1e-12 to 1e6 at the milestones")
+    if args.lr * args.gamma ** len(milestones) < 1e-12:
+        parser.error("argument --gamma: the learning rate falls below 1e-12 at the milestones")
     train_size = args.train_limit or TRAIN_SIZE
     if args.holdout > train_size - 2:
         parser.error(f"argument --holdout: {args.holdout} of {train_size} training images leaves too few to train on")

@@ -283,7 +283,7 @@ class Run:
         result = self.result
         best = f"best {result['best_acc']:.2f} % (epoch {result['best_epoch']})"
         print(f"{self.folder}: {best}, last {result['last_acc']:.2f} %")
-        if result["teacher_queries"]:
+        if "computation" in result:
             print(f"the teacher saw {result['teacher_queries']:,} images; {cost_in_words(result)}")
         speed = f"{result['train_seconds']:.1f} s of training at {result['images_per_second']:.0f} images/s"
         print(f"{result['train_macs'] / 1e12:.2f} TMAC; {speed}")

@@ -33,6 +33,7 @@ CAPTIONS = {
     "method": "A batch as the method sees it: ranked by the uncertainty of a trained student, mixed with λ = 0.6.",
     "frontier": "Best accuracy over computation, mean ± sample deviation over the seeds. Numbers at points are epochs.",
     "curves": "Validation accuracy after each epoch, mean over the seeds.",
+    "fit": "Best accuracy of UNIX minus that of KD, over the accuracy of KD's last epoch on its training images.",
     "selection": "How often training images were among the b most uncertain ones of their batch, mean over the seeds.",
 }
 
@@ -47,6 +48,7 @@ def draw(tables: list[Table], out: Path) -> dict[Path, str]:
             "method": draw_method(tables),
             "frontier": panels(tables, frontier, lambda row: not row.name.startswith("teacher")),
             "curves": panels(tables, curves, lambda row: True),
+            "fit": draw_fit(tables),
             "selection": panels(tables, selection, lambda row: row.first.selected is not None),
         }
         for name, figure in figures.items():
@@ -66,6 +68,27 @@ def draw_method(tables: list[Table]) -> Figure | None:
     except Exception as e:  # the checkpoint may be anybody's, the data elsewhere
         print(f"no picture of the method from {safe(best.folder)}: {safe(e)}", file=sys.stderr)
         return None
+
+
+def draw_fit(tables: list[Table]) -> Figure | None:
+    """A point for each table and number of epochs that has UNIX and KD; None where there is nothing to compare."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.add_subplot(xlabel="training accuracy of KD, %", ylabel="UNIX - KD, points")
+    axis.axhline(0, color="black", linewidth=0.8)
+    for table in tables:
+        rows = {(row.line, row.first.epochs): row for row in table.rows}
+        for (line, epochs), unix in rows.items():
+            kd = rows.get(("KD", epochs))
+            if line == "UNIX" and kd:
+                i = len(axis.get_legend_handles_labels()[0])
+                difference = unix.mean("best_acc") - kd.mean("best_acc")
+                style = {"color": COLORS[i % 7], "marker": MARKERS[i % 9], "label": f"{table.title}, {epochs} epochs"}
+                axis.plot(kd.mean("train_acc"), difference, linestyle="", **style)
+    if not axis.get_legend_handles_labels()[0]:
+        return None
+    axis.margins(0.1)
+    figure.legend(loc="outside lower center")
+    return figure
 
 
 def panels(

@@ -86,7 +86,9 @@ class FinishedRun:
         if min(self.numbers[name] for name in ("train_seconds", "train_macs", "train_macs_usual")) < 1e-6:
             raise ValueError("it cost nothing")  # and nothing can be compared with it
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            self.accuracies = [number(row["val/cls_acc"]) for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file))
+        self.accuracies = [number(row["val/cls_acc"]) for row in rows]
+        self.numbers["train_acc"] = number(rows[-1].get("train/acc") or rows[-1].get("train/cls_acc"))
         self.selected = read_selected(folder / "counter.npy", int(settings["holdout"]))
 
         # `deviations` are the settings that are not the method's published ones.

@@ -95,7 +95,7 @@ def test_the_page_and_the_csv(folders, tmp_path):
     report.main([str(folders), "--out", str(out)])
     page = (out / "report.html").read_text()
     loaded = re.findall(r'(?:src|href)="(.{22})', page)
-    assert loaded == ["data:image/png;base64,"] * 2 and len(list(out.glob("*.png"))) == 2
+    assert loaded == ["data:image/png;base64,"] * 3 and len(list(out.glob("*.png"))) == 3
     with (out / "report.csv").open(newline="") as file:
         rows = {row["row"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["teacher", "alone", "KD", "UNIX"]
