@@ -56,7 +56,7 @@ EFFECTS = (  # every flag that changes a result, with a value that is not its de
 STUDENT_EFFECTS = (
     "--k 40, --b 16, --w 1000, --w 10.5, --w 10.000001, --strategy 1, --T 2, --kd-weight 0.5, --ce-weight 0.5, "
     "--score-every 5, --other-distill AT, --other-distill SP, --teacher-ckpt last, --student-arch resnet8, "
-    "--teacher-path teacher_resnet32x4_seed1"
+    "--teacher-path teacher_resnet32x4_seed1, --teacher-cache"
 )
 
 
