@@ -4,7 +4,7 @@
     python student_v0.py --teacher-path ... --student-arch ... --strategy 0 --k 64 --b 64 --w 1000    ordinary KD
 
 Writes experiments/v0_student_<student>_teacher_<teacher>-<ckpt>_strategy..., see engine/run.py, and there counter.npy,
-(epochs, 50000) uint8: whether each training image was among the b most uncertain of its batch in an epoch (not with
+(epochs, images) uint8: whether each training image was among the b most uncertain of its batch in an epoch (not with
 strategy 0, which scores nothing). The same command, given again, resumes an interrupted run.
 """
 
@@ -66,8 +66,8 @@ def make_parser() -> Parser:
     add("--other-distill", choices=FEATURE_LOSSES, help=f"a feature loss to add, with its published weight: {weights}")
     add_shared_flags(parser)
     parser.add_argument("--teacher-cache", action="store_true",
-        help="an extension: keep the teacher's logits of each view of an image in a file beside the teacher (up to "
-        "1.6 GB), so that it is asked only once; needs unmixed images, so --b as --batch-size and --w 1000")
+        help="an extension: store the teacher's logits of every crop and flip of an image in a file beside the teacher "
+        "(up to 1.6 GB), so that it is asked only once; needs unmixed images, so --b as --batch-size and --w 1000")
     parser.add_argument("--compile", action="store_true",
         help="compile the teacher and the scoring, which takes a minute and then saves 4 to 10 %% of a step on a CPU")
     # fmt: on
@@ -122,8 +122,10 @@ class Distiller(Trainer):
         self.scorer = self.model
         if args.compile:
             images = data.train.normalized(data.train.images[: args.batch_size])
-            self.teacher = compile_network(teacher, images[: args.k], precision, frozen=True)
-            self.scorer = compile_network(self.model.train(), images, precision)
+            if not cache:
+                self.teacher = compile_network(teacher, images[: args.k], precision, frozen=True)
+            if self.scoring:
+                self.scorer = compile_network(self.model.train(), images, precision)
         device = data.train.labels.device
         # the classes' mean pooled features by the student, from the last validation; none before the first
         self.centers = torch.full((dataset.NUM_CLASSES, pooled_size(student)), math.nan, device=device)
@@ -136,9 +138,11 @@ class Distiller(Trainer):
         args, train, device = self.args, self.data.train, self.scores.device
         rng = dataset.generator(args.seed, epoch, dataset.MIXING)
         lam, partner = draw_mixing(len(train), args.batch_size, rng)
+        lam = lam.to(device)
         batches = train.draw_epoch(args.batch_size, args.seed, epoch)
-        columns = [*zip(*batches), lam.to(device), partner.to(device).split(args.batch_size)]
+        columns = [*zip(*batches), lam, partner.to(device).split(args.batch_size)]
         if self.cache:
+            lam.zero_()  # --w 1000 leaves the last ranks of a large batch mixed a little
             logits = self.cache(*map(torch.cat, zip(*batches)))
             columns.append(logits.split(args.batch_size))
         return list(zip(*columns))
@@ -228,11 +232,11 @@ class Distiller(Trainer):
         whole, rest = divmod(n, args.batch_size)
         kept = whole * args.k + min(rest, args.k)
         scored_epochs = math.ceil(epochs / args.score_every) if self.selector.needs_scores else 0
-        queries = self.cache.queries if self.cache else None
-        return cost_so_far(self.student_macs, self.teacher_macs, epochs * kept, scored_epochs * n, epochs * n, queries)
+        queries = self.cache.queries if self.cache else epochs * kept
+        return cost_so_far(self.student_macs, epochs * kept, scored_epochs * n, self.teacher_macs, queries, epochs * n)
 
     def state(self) -> dict[str, Any]:
-        state = super().state() | {"counter": self.counter, "centers": self.centers, "scores": self.scores}
+        state = {"counter": self.counter, "centers": self.centers.cpu(), "scores": self.scores.cpu()} | super().state()
         return state | {"queries": self.cache.queries} if self.cache else state
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -40,10 +40,10 @@ def as_path(text: str) -> Path:
 
 
 def bounded(
-    kind: type, low: float = -math.inf, high: float = math.inf, above: float = -math.inf, below: float = math.inf
+    kind: type, low: float = -math.inf, high: float = math.inf, below: float = math.inf
 ) -> Callable[[str], int | float]:
-    """An argparse type: an int or float with low <= value <= high and above < value < below, never nan or infinite."""
-    bounds = {"at least": low, "at most": high, "above": above, "below": below}
+    """An argparse type: an int or float with low <= value <= high and value < below, never nan or infinite."""
+    bounds = {"at least": low, "at most": high, "below": below}
     limits = " and ".join(f"{text} {limit}" for text, limit in bounds.items() if math.isfinite(limit))
     wanted = f"{'a whole number' if kind is int else 'a number'} {limits}"
 
@@ -52,7 +52,7 @@ def bounded(
             value = kind(text)
         except ValueError:
             value = math.nan
-        if low <= value <= high and above < value < below:
+        if low <= value <= high and value < below:
             return value
         raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
 

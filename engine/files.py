@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -51,9 +50,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Save tensors, numbers, lists and dicts so that any machine can load them."""
+    """Save CPU tensors, numbers, lists and dicts."""
     buffer = io.BytesIO()
-    torch.save(tree_map_only(torch.Tensor, torch.Tensor.cpu, content), buffer)
+    torch.save(content, buffer)
     write_file(path, buffer.getvalue())
 
 

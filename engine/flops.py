@@ -27,19 +27,12 @@ def network_size(model: nn.Module) -> dict[str, int]:
 
 
 def training_macs(
-    student: float,
-    teacher: float = 0,
-    trained: int = 0,
-    scored: float = 0,
-    backward: int = 1,
-    queries: int | None = None,
+    student: float, trained: int, scored: float = 0, teacher: float = 0, queries: int = 0, backward: int = 1
 ) -> float:
-    """Multiply-accumulates of training on `trained` images and scoring `scored`.
+    """Multiply-accumulates of training on `trained` images and scoring `scored`, of which the teacher sees `queries`.
 
-    student, teacher: forward_macs of each (no teacher: 0). backward: forward passes that a backward pass counts as.
-    queries: images that the teacher sees, if they are not those that are trained on.
+    student, teacher: forward_macs of each. backward: forward passes that a backward pass counts as.
     """
-    queries = trained if queries is None else queries
     return queries * teacher + (trained * (1 + backward) + scored) * student
 
 
@@ -48,29 +41,23 @@ def relative_cost(student: float, teacher: float, k: int, n: int, scored: float 
 
     student, teacher, backward: as above. scored: the share of batches that the student scores first.
     """
-    cost = training_macs(student, teacher, k, n * scored, backward)
-    return cost / training_macs(student, teacher, n, backward=backward)
+    cost = training_macs(student, k, n * scored, teacher, k, backward)
+    return cost / training_macs(student, n, 0, teacher, n, backward)
 
 
 def cost_so_far(
-    student: float,
-    teacher: float = 0,
-    trained: int = 0,
-    scored: float = 0,
-    seen: int = 0,
-    queries: int | None = None,
+    student: float, trained: int, scored: float = 0, teacher: float = 0, queries: int = 0, seen: int = 0
 ) -> dict[str, float]:
     """A run's figures up to now, in both countings, under the names that logs and result.json use.
 
-    student, teacher, trained, scored, queries: as above. seen: images that ordinary distillation would have trained on.
+    seen: images that ordinary distillation would have trained on. The others: as above.
     """
-    queries = trained if queries is None else queries
-    figures = {"teacher_queries": queries if teacher else 0}
+    figures = {"teacher_queries": queries}
     for suffix, backward in COUNTINGS.items():
-        macs = training_macs(student, teacher, trained, scored, backward, queries)
+        macs = training_macs(student, trained, scored, teacher, queries, backward)
         figures[f"train_macs{suffix}"] = macs
         if teacher:
-            figures[f"computation{suffix}"] = macs / training_macs(student, teacher, seen, backward=backward)
+            figures[f"computation{suffix}"] = macs / training_macs(student, seen, 0, teacher, seen, backward)
     return figures
 
 

@@ -27,7 +27,6 @@ import torch
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
-from torch.utils._pytree import tree_map_only
 
 from engine.device import device_name
 from engine.files import lock, read_json, write_checkpoint, write_file, write_json
@@ -58,14 +57,15 @@ def make_config(
     argv: the flags as they were given. more: `kind` ("teacher" or "student"), `arch`, `identity` (what else changes the
     result, {name: number}), and of a student `teacher_arch`, `teacher_sha256` and others.
     """
-    settings = tree_map_only(Path, str, vars(args))
+    settings = {flag: str(value) if isinstance(value, Path) else value for flag, value in vars(args).items()}
+    defaults = {flag: parser.get_default(flag) for flag in settings}
     identity = {name: more[name] for name in ("teacher_arch", "teacher_sha256") if name in more}
     effective = {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
     return {
         "command": shlex.join([parser.prog, *argv]),
         **more,
         "settings": settings,
-        "defaults": tree_map_only(Path, str, {flag: parser.get_default(flag) for flag in settings}),
+        "defaults": {flag: str(value) if isinstance(value, Path) else value for flag, value in defaults.items()},
         "effective_settings": effective | identity,
         "precision": precision,
         "device": device_name(device),
@@ -114,8 +114,8 @@ class Run:
     An earlier run of the same settings is resumed, in its own precision, or with --fresh moved aside. Nothing is
     written before the context is entered. Raises RunError if the folder cannot be made or holds something else.
 
-    config: of make_config; an earlier run keeps its own, with what it is resumed on and by added. result: the content
-    of result.json, None while the run is unfinished. rows: {column of metrics.csv: number} of each epoch saved.
+    config: of make_config; an earlier run keeps its own, to which the new device and versions are added. result: the
+    content of result.json, None while the run is unfinished. rows: {column of metrics.csv: number} of each epoch saved.
     """
 
     def __init__(self, args: Namespace, name: str, config: dict[str, Any]):
@@ -210,11 +210,10 @@ class Run:
             trainer.load_state(state["trainer"])
             self.rows = state["rows"]
             print(f"resuming {self.folder} after epoch {self.epoch} in {self.config['precision']}")
-            self.tell_changes()
         self.events = EventLog(self.folder / "events", self.epoch)
         if state:
             self.write_outputs(trainer, state)
-            self.tell_if_best_is_missing()
+            self.tell_changes()
 
     def end_epoch(self, trainer: Trainer, row: dict[str, float]) -> None:
         """Save and log an epoch. row: {column of metrics.csv: number}; names with a slash go to TensorBoard too.
@@ -290,10 +289,9 @@ class Run:
         if result.get("test_acc_best") is not None:
             print(f"test images: best epoch {result['test_acc_best']:.2f} %, last {result['test_acc_last']:.2f} %")
         self.tell_changes()
-        self.tell_if_best_is_missing()
 
     def tell_changes(self) -> None:
-        """Say if the code or torch is no longer what this run began with."""
+        """Say if the code or torch is no longer what this run began with, and if the best epoch's weights are gone."""
         before = self.config["versions"][0]
         now = self.config["versions"][-1]
         changes = [
@@ -301,9 +299,6 @@ class Run:
         ]
         if changes:
             print(f"note: since this run began, {', '.join(changes)}; --fresh trains anew")
-
-    def tell_if_best_is_missing(self) -> None:
-        """Say if the weights of the best epoch are gone. Only the last epoch's can be made again."""
         if not self.checkpoint("best").exists():
             print(f"warning: {self.checkpoint('best')} is missing; --fresh trains anew")
 

@@ -72,20 +72,21 @@ def draw_method(tables: list[Table]) -> Figure | None:
 
 def draw_fit(tables: list[Table]) -> Figure | None:
     """A point for each table and number of epochs that has UNIX and KD; None where there is nothing to compare."""
+    points = {}
+    for table in tables:
+        rows = {(row.line, row.first.epochs): row for row in table.rows}
+        for (line, epochs), kd in rows.items():
+            unix = rows.get(("UNIX", epochs))
+            if line == "KD" and unix:
+                difference = unix.mean("best_acc") - kd.mean("best_acc")
+                points[f"{table.title}, {epochs} epochs"] = kd.mean("train_acc"), difference
+    if not points:
+        return None
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis = figure.add_subplot(xlabel="training accuracy of KD, %", ylabel="UNIX - KD, points")
     axis.axhline(0, color="black", linewidth=0.8)
-    for table in tables:
-        rows = {(row.line, row.first.epochs): row for row in table.rows}
-        for (line, epochs), unix in rows.items():
-            kd = rows.get(("KD", epochs))
-            if line == "UNIX" and kd:
-                i = len(axis.get_legend_handles_labels()[0])
-                difference = unix.mean("best_acc") - kd.mean("best_acc")
-                style = {"color": COLORS[i % 7], "marker": MARKERS[i % 9], "label": f"{table.title}, {epochs} epochs"}
-                axis.plot(kd.mean("train_acc"), difference, linestyle="", **style)
-    if not axis.get_legend_handles_labels()[0]:
-        return None
+    for i, (label, point) in enumerate(points.items()):
+        axis.plot(*point, color=COLORS[i % 7], marker=MARKERS[i % 9], linestyle="", label=label)
     axis.margins(0.1)
     figure.legend(loc="outside lower center")
     return figure

@@ -29,9 +29,10 @@ COLUMNS = {  # of a printed table: (title, format)
 def values(table: Table, row: Row) -> dict[str, str | float]:
     """The columns of report.csv: the mean of each number and, as "..._std", its spread; nan where there is none.
 
-    A row is compared with KD of as many epochs and of the same teacher.
+    A row is compared with KD of as many epochs and of the same teacher, which the teacher's cache did not make cheaper.
     """
-    kds = [kd for kd in table.rows if kd.first.method == "KD" and kd.first.epochs == row.first.epochs]
+    kds = [kd for kd in table.rows if kd.first.method == "KD" and "teacher_cache" not in kd.first.deviations]
+    kds = [kd for kd in kds if kd.first.epochs == row.first.epochs]
     kd = next((kd for kd in kds if row.first.teacher_hash in ("", kd.first.teacher_hash)), None)
     numbers = {name: row.mean(name) for name in row.first.numbers}
     for suffix in ("", "_usual") if kd and row.first.method == "alone" else ():

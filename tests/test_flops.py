@@ -23,14 +23,14 @@ def test_published_computation(pair):
 
 
 def test_counting():
-    assert training_macs(10, 100, trained=3, scored=4) == 3 * (100 + 20) + 4 * 10
+    assert training_macs(10, trained=3, scored=4, teacher=100, queries=2) == 2 * 100 + 3 * 20 + 4 * 10
     assert training_macs(10, trained=3) == 60
-    assert training_macs(10, 100, trained=3, scored=4, backward=2) == 3 * (100 + 30) + 4 * 10
+    assert training_macs(10, trained=3, scored=4, teacher=100, queries=2, backward=2) == 2 * 100 + 3 * 30 + 4 * 10
 
 
 def test_cost_so_far():
     assert cost_so_far(10, trained=3) == {"teacher_queries": 0, "train_macs": 60, "train_macs_usual": 90}
-    figures = cost_so_far(10, 100, trained=3, scored=4, seen=4)
+    figures = cost_so_far(10, trained=3, scored=4, teacher=100, queries=3, seen=4)
     assert figures["teacher_queries"] == 3
     assert (figures["train_macs"], figures["train_macs_usual"]) == (400, 430)
     assert figures["computation"] == 400 / 480 and figures["computation_usual"] == 430 / 520

@@ -184,6 +184,21 @@ def test_runs_of_other_teachers_or_milestones_are_other_rows(tmp_path):
 # --------------------------------------------------------------------------------------- published figures, costs
 
 
+def test_kd_with_a_cache_is_no_measure_for_others(tmp_path):
+    cached = {"train_macs": 4e12, "train_seconds": 40, "computation": 0.4, "computation_usual": 0.5}
+    make_run(tmp_path / "cached", f"{PAIR} {KD} --teacher-cache", **cached)
+    make_run(tmp_path / "alone", "teacher.py --arch vgg8", train_macs=5e12, train_seconds=60)
+
+    def row(name):
+        (table,) = tables_of(tmp_path)
+        return next(values(table, row) for row in table.rows if row.name == name)
+
+    assert np.isnan(row("alone")["time"]) and np.isnan(row("alone")["computation"])
+    make_run(tmp_path / "kd", f"{PAIR} {KD}", train_macs=10e12, train_seconds=100, computation=1)
+    assert row("alone")["time"] == 0.6 and row("alone")["computation"] == 0.5
+    assert row("KD, teacher cache")["time"] == 0.4 and row("KD, teacher cache")["computation"] == 0.4
+
+
 @pytest.mark.parametrize(
     "line, accuracy",
     [

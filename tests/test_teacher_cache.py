@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
-from small_runs import KD, TINY, distil, metrics, result, weights
+from small_runs import KD, TINY, distil, distiller_of, metrics, result, weights
 from torch import nn
 
 import dataset
 import student_v0
 from engine.device import Precision
-from engine.teacher_cache import CacheError, TeacherCache
+from engine.teacher_cache import CHECKED, TeacherCache
+from models import load_model, model_dict
 from utils import run_main
 
 CACHED = f"{TINY} {KD} --teacher-cache"  # two epochs of 128 images
@@ -64,10 +65,10 @@ def test_logits_are_the_teacher_s_own_and_each_view_is_asked_once(tmp_path):
     other = cache_in(tmp_path, teacher, split[part])
     logits = other(torch.arange(30), *(drawn[views[0].argsort()][part] for drawn in views[1:]))
     torch.testing.assert_close(logits.float(), own[views[0].argsort()][part], rtol=1e-3, atol=1e-4)
-    assert other.queries == 0
+    assert other.queries == 30  # which were compared
 
     mirrored = cache(views[0], views[1], ~views[2])
-    assert other.queries == 0 and cache.queries == 2 * IMAGES
+    assert cache.queries == 2 * IMAGES
     torch.testing.assert_close(
         mirrored.float(), teacher(split.load_batch(views[0], views[1], ~views[2])[0]), rtol=1e-3, atol=1e-4
     )
@@ -86,10 +87,22 @@ def test_a_damaged_view_is_asked_again(tmp_path, damage):
 
 
 def test_another_file_is_left_alone(tmp_path):
-    (tmp_path / "logits").write_text("something else")
-    with pytest.raises(CacheError, match="logits does not have 1620000000 bytes; delete it"):
+    """One of another size, and one of a network whose code has changed since."""
+    path = tmp_path / "logits"
+    path.write_text("something else")
+    with pytest.raises(OSError, match="logits does not hold this teacher's logits; delete it"):
         cache_in(tmp_path, None, None)
-    assert (tmp_path / "logits").read_text() == "something else"
+    assert path.read_text() == "something else"
+    path.unlink()
+    split, views = split_and_views()
+    teacher = CountingTeacher()
+    cache = cache_in(tmp_path, teacher, split)
+    before = cache(*views)
+    teacher.linear.weight.data *= 2
+    changed = cache_in(tmp_path, teacher, split)
+    with pytest.raises(OSError, match="logits does not hold this teacher's logits; delete it"):
+        changed(views[0], views[1], torch.zeros_like(views[2]))
+    assert torch.equal(cache(*views), before)
 
 
 # ------------------------------------------------------------------------------------------------------ student_v0.py
@@ -134,6 +147,7 @@ def test_a_run_is_the_same_with_and_without_it(teacher_path, tmp_path, method):
 
     second = distil(teacher_path, tmp_path / "second", CACHED, method, "--seed 1")
     new = distinct_views([0, 1])
+    new[2] += min(CHECKED, 128 - new[2])
     assert result(first)["teacher_queries"] == sum(new[:2]) and result(second)["teacher_queries"] == sum(new[2:])
     assert [float(row["cost/teacher_queries"]) for row in metrics(second)] == [new[2], new[2] + new[3]]
     for folder in (first, second):
@@ -195,7 +209,8 @@ def test_killed_while_writing_a_run_goes_on_to_the_same_end(teacher_path, tmp_pa
     continued = distil(teacher_path, tmp_path / "killed", CACHED)
     same_training(distil(teacher_path, tmp_path / "whole", TINY, KD), continued)
     first, second = distinct_views([0])
-    assert result(continued)["teacher_queries"] == first + second - (200 - first)  # the rest was written already
+    missing = first + second - 200
+    assert result(continued)["teacher_queries"] == first + missing + min(CHECKED, 128 - missing)
 
 
 def test_two_runs_at_once_share_the_file(teacher_path, tmp_path):
@@ -211,4 +226,16 @@ def test_two_runs_at_once_share_the_file(teacher_path, tmp_path):
         (shared,) = (tmp_path / seed).iterdir()
         same_training(distil(teacher_path, tmp_path / "alone" / seed, TINY, KD, seed), shared)
     again = distil(teacher_path, tmp_path / "again", CACHED, "--seed 1")
-    assert result(again)["teacher_queries"] == 0
+    assert result(again)["teacher_queries"] == CHECKED
+
+
+def test_nothing_is_mixed_in_large_batches(trained_teacher, tmp_path):
+    """With --w 1000 the last image of 1024 would be mixed by 0.38 of lambda."""
+    teacher_model, _ = load_model(trained_teacher / "ckpt" / "best.pth")
+    distiller = distiller_of(
+        model_dict["resnet8"](), teacher_model, "--strategy 0 --batch-size 1024 --k 1024 --b 1024 --w 1000", 1024
+    )
+    distiller.cache = TeacherCache(tmp_path / "logits", teacher_model, distiller.data.train, 50_000, FP32)
+    ((chosen, offsets, flips, lam, partner, logits),) = distiller.draw_epoch(1)
+    images, _, _ = distiller.data.train.load_batch(chosen, offsets, flips)
+    assert torch.equal(distiller.selector(images, None, lam, partner).images, images) and logits.shape == (1024, 100)
