@@ -56,13 +56,19 @@ TITLES += [f"--score-every {SCORE_EVERY}", "counted", "memory"]
 
 
 @cache
-def our_step(pair: str, flags: str) -> Callable[[], None]:
-    """A function that takes the program's next step. flags: of student_v0.py."""
+def next_step(plain: bool, pair: str, flags: str) -> Callable[[], None]:
+    """A function that takes the next step of the plain loop or of our program. flags: of student_v0.py."""
     args = student_v0.make_parser().parse_args(flags.split())
     device = choose_device(args.gpu_id)
+    teacher, student = networks(pair)
+    if plain:
+        distiller = PlainDistiller(student.to(device), teacher.to(device), args)
+        split = random_images("cpu")
+        images = PlainImages(split.images.numpy(), split.labels.numpy())
+        batches = endless_batches(images, BATCH, device)
+        return lambda: distiller.step(*next(batches))
     precision = Precision(args.precision, device.type)
     setup_backend(device, precision)
-    teacher, student = networks(pair)
     split = random_images(device)
     data = dataset.Data(split, split, None, IMAGES)
     trainer = student_v0.Distiller(student, to_device(teacher, device, precision), args, data, precision)
@@ -70,25 +76,13 @@ def our_step(pair: str, flags: str) -> Callable[[], None]:
     return lambda: trainer.graphed_step(*next(batches))
 
 
-@cache
-def plain_step(pair: str, flags: str) -> Callable[[], None]:
-    """A function that takes the plain loop's next step. flags: of student_v0.py."""
-    args = student_v0.make_parser().parse_args(flags.split())
-    device = choose_device(args.gpu_id)
-    teacher, student = networks(pair)
-    distiller = PlainDistiller(student.to(device), teacher.to(device), args)
-    split = random_images("cpu")
-    batches = endless_batches(PlainImages(split.images.numpy(), split.labels.numpy()), BATCH, device)
-    return lambda: distiller.step(*next(batches))
-
-
 KD = "--strategy 0 --k 64 --b 64 --w 1000"
-SIDES = {  # what makes the step, and the method's flags
-    "KD": (our_step, KD),
-    "UNIX": (our_step, ""),
-    "unscored": (our_step, "--strategy 0"),  # as UNIX between two scorings
-    "plain KD": (plain_step, KD),
-    "plain UNIX": (plain_step, ""),
+SIDES = {  # whether it is the plain loop, and the method's flags
+    "KD": (False, KD),
+    "UNIX": (False, ""),
+    "unscored": (False, "--strategy 0"),  # as UNIX between two scorings
+    "plain KD": (True, KD),
+    "plain UNIX": (True, ""),
 }
 
 
@@ -106,9 +100,9 @@ def random_images(device: torch.device | str) -> dataset.Split:
     return dataset.Split(images, labels, torch.arange(IMAGES, device=device))
 
 
-def time_steps(make_step: Callable, pair: str, flags: str, steps: int) -> float:
+def time_steps(plain: bool, pair: str, flags: str, steps: int) -> float:
     """Seconds a step."""
-    step = make_step(pair, flags)  # made in the first round, and kept
+    step = next_step(plain, pair, flags)  # made in the first round, and kept
     synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     for _ in range(WARM_UP):
         step()
@@ -133,8 +127,8 @@ def measure(pair: str, flags: str, rounds: int, steps: int, device: torch.device
     with ExitStack() as stack:
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for name in SIDES}
         for _ in range(rounds):
-            for name, (make_step, method) in SIDES.items():
-                timing = pools[name].submit(time_steps, make_step, pair, f"{flags} {method}", steps)
+            for name, (plain, method) in SIDES.items():
+                timing = pools[name].submit(time_steps, plain, pair, f"{flags} {method}", steps)
                 seconds[name].append(timing.result())
         memory = pools["UNIX"].submit(peak_memory, device).result()
     return seconds, memory
