@@ -9,6 +9,7 @@ FOLDER is a run's folder, or holds such folders at any depth. Runs that differ i
 """
 
 import os
+import signal
 import sys
 
 from reporting import tables
@@ -54,4 +55,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" ends it without an error
     run_main(main)

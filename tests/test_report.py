@@ -280,6 +280,12 @@ def test_command_line(folders, tmp_path, capsys):
         report.main([str(folders / "begun")])
 
 
+def test_head_ends_it_without_an_error():
+    command = f"{shlex.quote(sys.executable)} report.py --cost | true"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert result.stderr == ""
+
+
 def test_a_run_counts_once_and_one_s_own_goes_before_a_published_one(tmp_path, capsys):
     for place, accuracy in (("a_results/", 60), ("", 61)):
         make_run(tmp_path / f"{place}run", "teacher.py --arch vgg8", best_acc=accuracy)
