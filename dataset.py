@@ -183,11 +183,11 @@ def make_split(images: np.ndarray, labels: np.ndarray, limit: int | None, device
 # -------------------------------------------------------------------------------------------------------- CIFAR-100
 
 
-def cifar100_root(root: Path | str) -> Path:
-    """Return the absolute path of the folder that holds cifar-100-python/; `root` may also be the latter itself."""
+def cifar100_folder(root: Path | str) -> Path:
+    """Return the absolute path of cifar-100-python/, which is in `root`, or is `root` itself."""
     root = Path(root).absolute()
-    named_itself = root.name == CIFAR100.base_folder and not (root / CIFAR100.base_folder).exists()
-    return root.parent if named_itself else root
+    inner = root / CIFAR100.base_folder
+    return root if root.name == inner.name and not inner.exists() else inner
 
 
 def cifar100(root: Path | str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -195,8 +195,8 @@ def cifar100(root: Path | str) -> list[tuple[np.ndarray, np.ndarray]]:
 
     Returns the training images and their labels, and the test images and theirs, (n, 32, 32, 3) uint8 and (n,) int64.
     """
-    root = cifar100_root(root)
-    folder = root / CIFAR100.base_folder
+    folder = cifar100_folder(root)
+    root = folder.parent
     try:
         with one_at_a_time(root):
             splits = [CIFAR100(root, train=train, download=True) for train in (True, False)]  # checks their md5

@@ -113,7 +113,6 @@ class Distiller(Trainer):
         cache: TeacherCache | None = None,
     ):
         super().__init__(student, args, data, precision)
-        self.student_macs = forward_macs(student)
         self.teacher_macs = forward_macs(teacher)
         self.selector = Selector(args.k, args.b, args.w, args.strategy, args.batch_size)
         self.scoring = self.selector.needs_scores  # in this epoch
@@ -233,7 +232,7 @@ class Distiller(Trainer):
         kept = whole * args.k + min(rest, args.k)
         scored_epochs = math.ceil(epochs / args.score_every) if self.selector.needs_scores else 0
         queries = self.cache.queries if self.cache else epochs * kept
-        return cost_so_far(self.student_macs, epochs * kept, scored_epochs * n, self.teacher_macs, queries, epochs * n)
+        return cost_so_far(self.macs, epochs * kept, scored_epochs * n, self.teacher_macs, queries, epochs * n)
 
     def state(self) -> dict[str, Any]:
         state = {"counter": self.counter, "centers": self.centers.cpu(), "scores": self.scores.cpu()} | super().state()
@@ -310,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
         file = path.with_name(f"logits_{checkpoint['sha256'][:12]}_{args.dataset}_{precision.name}")
         cache = TeacherCache(file, teacher, data.train, TRAIN_SIZE, precision)
     trainer = Distiller(student, teacher, args, data, precision, cache)
-    ft, fs = trainer.teacher_macs, trainer.student_macs
+    ft, fs = trainer.teacher_macs, trainer.macs
     forward = f"{ft / 1e6:.1f} (teacher) and {fs / 1e6:.1f} (student) million multiply-accumulates, ratio {ft / fs:.2f}"
     planned = f"the teacher's logits are kept in {cache.path}" if cache else cost_in_words(trainer.cost(args.epoch))
     print(f"cost: forward {forward}; {planned}")
@@ -343,8 +342,6 @@ def run_name(args: Namespace, config: dict[str, Any]) -> str:
     teacher = teacher.removeprefix("teacher_")
     if not teacher.startswith(config["teacher_arch"]):
         teacher = f"{config['teacher_arch']}_{teacher}"
-    if not args.teacher_path.is_file():
-        ckpt = args.teacher_ckpt
     method = f"strategy{args.strategy}_k{args.k}_b{args.b}_w{format_value(args.w)}_seed{args.seed}"
     named = {"teacher_arch", "teacher_sha256", "student_arch", "strategy", "k", "b", "w", "seed"}
     return f"v0_student_{args.student_arch}_teacher_{teacher}-{ckpt}_{method}{name_suffix(config, named)}"

@@ -8,16 +8,14 @@ Writes experiments/teacher_<arch>/, see engine/run.py. The same command, given a
 """
 
 import sys
-from argparse import Namespace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import dataset
 from engine.device import Precision, setup_backend
 from engine.fit import fit
-from engine.flops import cost_so_far, forward_macs, network_size
+from engine.flops import cost_so_far, network_size
 from engine.meters import correct
 from engine.run import Run, make_config, name_suffix
 from engine.trainer import Trainer
@@ -36,10 +34,6 @@ class TeacherTrainer(Trainer):
     """Trains with cross-entropy."""
 
     tag = "train/cls_"
-
-    def __init__(self, model: nn.Module, args: Namespace, data: dataset.Data, precision: Precision):
-        super().__init__(model, args, data, precision)
-        self.macs = forward_macs(model)
 
     def draw_epoch(self, epoch: int) -> list[tuple[torch.Tensor, ...]]:
         return self.data.train.draw_epoch(self.args.batch_size, self.args.seed, epoch)

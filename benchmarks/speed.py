@@ -38,7 +38,7 @@ import dataset
 import student_v0
 from benchmarks.plain import PlainDistiller, PlainImages, endless_batches
 from engine.device import PRECISIONS, Precision, choose_device, device_name, peak_memory, setup_backend, to_device
-from engine.flops import forward_macs, relative_cost
+from engine.flops import cost_so_far, forward_macs
 from models import model_dict
 from reporting import published
 from utils import Parser, bounded, run_main, set_up
@@ -144,8 +144,9 @@ def table_row(pair: str, seconds: dict[str, list[float]], memory: int) -> list[s
     teacher_macs, student_macs = map(forward_macs, networks(pair))
     for scored in (1, 1 / SCORE_EVERY):  # the share of the epochs
         unix = scored * np.array(seconds["UNIX"]) + (1 - scored) * np.array(seconds["unscored"])
-        paper, usual = (relative_cost(student_macs, teacher_macs, KEPT, BATCH, scored, backward) for backward in (1, 2))
-        cells += [with_range(100 * unix / seconds["KD"], 1), f"{100 * paper:.1f}, {100 * usual:.1f}"]
+        cost = cost_so_far(student_macs, KEPT, scored * BATCH, teacher_macs, KEPT, BATCH)
+        counted = f"{100 * cost['computation']:.1f}, {100 * cost['computation_usual']:.1f}"
+        cells += [with_range(100 * unix / seconds["KD"], 1), counted]
     return [*cells, f"{memory / 1e9:.1f} GB"]
 
 

@@ -2,7 +2,7 @@
 # The commands of every published run. Copy one from here, or let this script run them:
 #
 #   bash command/command.sh                                 runs all of them, one after the other
-#   JOBS=4 bash command/command.sh                          runs four at a time, one on each of four GPUs
+#   JOBS=4 bash command/command.sh                          runs four at a time, spread over the GPUs
 #   bash command/command.sh --list                          prints them and runs nothing
 #   bash command/command.sh --list teachers                 prints those that need no other run: teachers, students alone
 #   bash command/command.sh --list students                 prints those that need a teacher
@@ -69,8 +69,8 @@ python student_v0.py --teacher-path ./experiments/teacher_vgg16/ --student-arch 
 # teacher. Ctrl-C stops all runs. You can give the same command again at any time: the programs continue interrupted runs
 # and leave finished ones as they are.
 #
-# With JOBS=4, the runs that go on at the same time use GPUs 0 to 3, so JOBS is at most the number of GPUs. With
-# CUDA_VISIBLE_DEVICES=0,1 JOBS=4, two runs share each of these two GPUs. Without JOBS, or on a machine without a GPU, the
+# With JOBS=4, the runs that go on at the same time are spread over the GPUs that nvidia-smi lists, or over those in
+# CUDA_VISIBLE_DEVICES. With two GPUs, two runs share each. Without JOBS, or on a machine without a GPU, the
 # programs choose the device.
 set -euo pipefail
 set -f
@@ -100,7 +100,7 @@ list() {
 
 # run COMMAND: runs one of the commands. If that fails, it prints a line that says why and returns 1.
 run() {
-  local name log gpus words
+  local name log visible gpus words
   name=$(sed -E -e 's/ --(lr|k|b|w) [^ ]+//g' -e 's/ --(seed|strategy) /_\1/g' \
     -e 's|.*/(teacher_[^/]*)/ --student-arch |\1_student_|' -e 's/.* --arch /teacher_/' <<<"$1")
   log=experiments/logs/$name.log
@@ -110,8 +110,9 @@ run() {
     return 1
   fi
   if [ -n "${SLOT:-}" ]; then
-    IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-$SLOT}," # the comma makes one empty element of an empty list
-    export CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]}
+    visible=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | tr '\n' ,)} || :
+    IFS=, read -ra gpus <<<"$visible"
+    [ ${#gpus[@]} = 0 ] || export CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]}
   fi
   mkdir -p experiments/logs
   echo "started $name: $log" >&2

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from tqdm import tqdm
@@ -26,7 +27,17 @@ def fit(run: Run, trainer: Trainer, **result: Any) -> None:
         run.restore(trainer)
         first = run.epoch + 1
         start = time.monotonic()
-        with progress_bar(args.epoch * images, run.epoch * images) as bar:
+        with tqdm(
+            total=args.epoch * images,
+            initial=run.epoch * images,
+            unit="img",
+            unit_scale=True,
+            disable=None,  # where the output is not a terminal
+            leave=False,
+            dynamic_ncols=True,
+            smoothing=0.02,
+            mininterval=0.5,
+        ) as bar:
             for epoch in range(first, args.epoch + 1):
                 begin = time.monotonic()
                 means = trainer.train_epoch(epoch, bar)
@@ -48,27 +59,12 @@ def fit(run: Run, trainer: Trainer, **result: Any) -> None:
                     f"epoch {epoch:3d}/{args.epoch}  "
                     f"train loss {row[f'{trainer.tag}loss']:.3f} acc {row[f'{trainer.tag}acc']:5.2f} %  "
                     f"val loss {val_loss:.3f} acc {val_acc:5.2f} % (best {run.best['val/cls_acc']:.2f})  "
-                    f"{images / row['train_seconds']:.0f} img/s  eta {format_duration(seconds_left)}",
+                    f"{images / row['train_seconds']:.0f} img/s  eta {timedelta(seconds=round(seconds_left))}",
                     file=sys.stdout,
                 )
         result |= {**final_test(run, trainer), "peak_memory_bytes": peak_memory(data.train.labels.device)}
         run.finish(images, **result)
     run.summarize()
-
-
-def progress_bar(total: int, done: int) -> tqdm:
-    """A bar over the images of a run, with rate and remaining time; nothing where the output is not a terminal."""
-    return tqdm(
-        total=total,
-        initial=done,
-        unit="img",
-        unit_scale=True,
-        disable=not sys.stderr.isatty(),
-        leave=False,
-        dynamic_ncols=True,
-        smoothing=0.02,
-        mininterval=0.5,
-    )
 
 
 def final_test(run: Run, trainer: Trainer) -> dict[str, float]:
@@ -83,9 +79,3 @@ def final_test(run: Run, trainer: Trainer) -> dict[str, float]:
     trainer.model.load_state_dict(read_checkpoint(run.checkpoint("best"))["state_dict"])
     _, best, _ = evaluate()
     return {"test_acc_best": best, "test_acc_last": last}
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

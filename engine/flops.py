@@ -26,38 +26,20 @@ def network_size(model: nn.Module) -> dict[str, int]:
     return {"parameters": sum(weights.numel() for weights in model.parameters()), "macs": forward_macs(model)}
 
 
-def training_macs(
-    student: float, trained: int, scored: float = 0, teacher: float = 0, queries: int = 0, backward: int = 1
-) -> float:
-    """Multiply-accumulates of training on `trained` images and scoring `scored`, of which the teacher sees `queries`.
-
-    student, teacher: forward_macs of each. backward: forward passes that a backward pass counts as.
-    """
-    return queries * teacher + (trained * (1 + backward) + scored) * student
-
-
-def relative_cost(student: float, teacher: float, k: int, n: int, scored: float = 1.0, backward: int = 1) -> float:
-    """Cost of a batch of n of which k are kept, relative to ordinary distillation of all n.
-
-    student, teacher, backward: as above. scored: the share of batches that the student scores first.
-    """
-    cost = training_macs(student, k, n * scored, teacher, k, backward)
-    return cost / training_macs(student, n, 0, teacher, n, backward)
-
-
 def cost_so_far(
     student: float, trained: int, scored: float = 0, teacher: float = 0, queries: int = 0, seen: int = 0
 ) -> dict[str, float]:
     """A run's figures up to now, in both countings, under the names that logs and result.json use.
 
-    seen: images that ordinary distillation would have trained on. The others: as above.
+    student, teacher: forward_macs of each. trained, scored: images that the student trained on and scored. queries:
+    images that the teacher saw. seen: images that ordinary distillation would have trained on.
     """
     figures = {"teacher_queries": queries}
     for suffix, backward in COUNTINGS.items():
-        macs = training_macs(student, trained, scored, teacher, queries, backward)
+        macs = queries * teacher + (trained * (1 + backward) + scored) * student
         figures[f"train_macs{suffix}"] = macs
         if teacher:
-            figures[f"computation{suffix}"] = macs / training_macs(student, seen, 0, teacher, seen, backward)
+            figures[f"computation{suffix}"] = macs / (seen * (teacher + (1 + backward) * student))
     return figures
 
 

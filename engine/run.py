@@ -169,6 +169,7 @@ class Run:
         (self.folder / "ckpt").mkdir(parents=True, exist_ok=True)
         self.lock = lock(self.folder)
         if self.read() != self.on_disk:
+            self.lock.close()
             raise RunError(f"another process has worked in {self.folder} meanwhile; give the command again")
         write_json(self.folder / "config.json", self.config)
         return self
@@ -210,6 +211,8 @@ class Run:
             trainer.load_state(state["trainer"])
             self.rows = state["rows"]
             print(f"resuming {self.folder} after epoch {self.epoch} in {self.config['precision']}")
+        elif any(self.folder.glob("ckpt/*.pth")):
+            raise RunError(f"{path} is missing, but not its other checkpoints; --fresh moves this run aside")
         self.events = EventLog(self.folder / "events", self.epoch)
         if state:
             self.write_outputs(trainer, state)

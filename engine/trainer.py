@@ -10,6 +10,7 @@ from tqdm import tqdm
 from dataset import Data
 from engine.compile import CUDAGraphed
 from engine.device import Precision, to_device
+from engine.flops import forward_macs
 from engine.meters import Meters
 
 
@@ -25,6 +26,7 @@ class Trainer:
         self.args = args
         self.data = data
         self.precision = precision
+        self.macs = forward_macs(model)
         device = data.train.labels.device
         self.model = to_device(model, device, precision)
         self.learning_rate = torch.tensor(args.lr, device=device)  # a tensor, so that a recorded step reads it anew

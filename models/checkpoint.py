@@ -5,12 +5,11 @@ No code in a file is run. Whatever is wrong with the content of a file ends in o
 
 import hashlib
 import io
+import json
 import re
 import reprlib
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +42,16 @@ class CheckpointError(OSError):
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint whose weights lie under one of KEYS, or which consists of weights alone.
 
-    Returns what the file holds, with the weights as "state_dict" (name -> CPU tensor, without WRAPPERS in the names)
-    and the file's "sha256". This project's checkpoints also have "arch", "kind", "epoch", "acc" and "settings".
+    Returns what the file holds, with the weights as "state_dict" (name -> CPU tensor) and the file's "sha256". This
+    project's checkpoints also have "arch", "kind", "epoch", "acc" and "settings".
     Raises CheckpointError, or another OSError where the system does not let us read the file.
     """
-    with content_of(Path(path)) as data:
-        return unpickle(data)
-
-
-@contextmanager
-def content_of(path: Path) -> Iterator[bytes]:
-    """Give the content of a file, and turn whatever goes wrong with it into one CheckpointError."""
+    path = Path(path)
     if not path.is_file():  # a pipe or a device could keep us waiting for ever
         raise CheckpointError(f"{path}: no such file")
     data = path.read_bytes()
     try:
-        yield data
+        return unpickle(data)
     except MemoryError:
         raise
     except Exception as e:  # torch, zipfile and objects of a hostile file raise anything
@@ -98,22 +91,19 @@ def unpickle(data: bytes) -> dict[str, Any]:
     sha256 = hashlib.sha256(data).hexdigest()
     for key in KEYS:
         if isinstance(content.get(key), dict):
-            return {**content, "state_dict": weights_in(content[key]), "sha256": sha256}
+            settings = json.loads(json.dumps(content.get("settings"), default=str, skipkeys=True))
+            return {**content, "state_dict": weights_in(content[key]), "sha256": sha256, "settings": settings}
     return {"state_dict": weights_in(content), "sha256": sha256}
 
 
 def weights_in(state_dict: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    """Remove the parts of names that wrappers added, at any depth, and drop the entries that are no weights."""
+    """Check the entries, and drop those that are no weights."""
     weights = {}
     for key, tensor in state_dict.items():
-        if not (isinstance(key, str) and torch.is_tensor(tensor) and tensor.dtype in DTYPES):
+        if not (isinstance(key, str) and torch.is_tensor(tensor) and tensor.dtype in DTYPES and tensor.is_cpu):
             raise CheckpointError(f"{quote.repr(key)} is no weight; weights are looked for under {', '.join(KEYS)}")
-        parts = [part for part in key.split(".") if part not in WRAPPERS]
-        name = ".".join(parts)
-        if name in weights:
-            raise CheckpointError(f"holds two entries called {quote.repr(name)}")
-        if parts and parts[-1] not in NO_WEIGHTS:
-            weights[name] = tensor
+        if key.rpartition(".")[2] not in NO_WEIGHTS:
+            weights[key] = tensor
     if not weights:
         raise CheckpointError("holds no weights")
     return weights
@@ -122,6 +112,8 @@ def weights_in(state_dict: dict[Any, Any]) -> dict[str, torch.Tensor]:
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], arch: str) -> None:
     """Load all weights of the network `arch`, also those that another project named differently."""
     own = model.state_dict()
+    if weights.keys() - own.keys():
+        weights = unwrapped(weights)
     if weights.keys() - own.keys() and (renamed := rename_by_order(weights, own)):
         weights = renamed
         print(f"the weights have other names: loaded by order, all {len(weights)} entries agree with {arch} in shape")
@@ -137,6 +129,17 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], arch: str) 
             raise CheckpointError(f"{name} is not finite (nan or inf); take a checkpoint from before that happened")
         if name.endswith("running_var") and (tensor < 0).any():
             raise CheckpointError(f"{name} holds a variance below zero")
+
+
+def unwrapped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Remove the parts of names that wrappers added, at any depth."""
+    renamed = {}
+    for key, tensor in weights.items():
+        name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if name in renamed:
+            raise CheckpointError(f"holds two entries called {quote.repr(name)}")
+        renamed[name] = tensor
+    return renamed
 
 
 def rename_by_order(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:

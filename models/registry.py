@@ -1,12 +1,11 @@
 """The 25 networks by name, and the network that a checkpoint holds."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CheckpointError, content_of, load_weights, unpickle
+from .checkpoint import CheckpointError, load_weights, read_checkpoint
 from .mobilenetv2 import MobileNetV2
 from .network import Network
 from .resnet import BasicBlock, Bottleneck, cifar_resnet, imagenet_resnet
@@ -36,18 +35,18 @@ def load_model(path: Path | str, arch: str | None = None) -> tuple[Network, dict
     The checkpoint is that of read_checkpoint with "num_classes"; its "settings" are plain JSON.
     Raises CheckpointError also where the file does not hold all weights of this network.
     """
-    with content_of(Path(path)) as data:
-        checkpoint = unpickle(data)
-        if checkpoint.get("arch") in list(model_dict):  # a list, because what a file says may be unhashable
-            arch = checkpoint["arch"]
-        if arch not in model_dict:
-            raise CheckpointError("does not say which network it holds")
-        weights = checkpoint["state_dict"]
-        num_classes = next((len(tensor) for tensor in weights.values() if tensor.ndim == 2), 0)  # its only matrix
-        if not 1 <= num_classes <= MAX_CLASSES:
-            raise CheckpointError(f"holds no linear classifier of 1 to {MAX_CLASSES:,} classes")
-        model = model_dict[arch](num_classes=num_classes).eval()
+    checkpoint = read_checkpoint(path)
+    if checkpoint.get("arch") in list(model_dict):  # a list, because what a file says may be unhashable
+        arch = checkpoint["arch"]
+    if arch not in model_dict:
+        raise CheckpointError(f"{path}: does not say which network it holds")
+    weights = checkpoint["state_dict"]
+    num_classes = [0, *(len(tensor) for tensor in weights.values() if tensor.ndim == 2)][-1]  # the classifier is last
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise CheckpointError(f"{path}: holds no linear classifier of 1 to {MAX_CLASSES:,} classes")
+    model = model_dict[arch](num_classes=num_classes).eval()
+    try:
         load_weights(model, weights, arch)
-        settings = json.loads(json.dumps(checkpoint.get("settings"), default=str, skipkeys=True))
-    read = {"arch": arch, "num_classes": num_classes, "settings": settings, "state_dict": model.state_dict()}
-    return model, checkpoint | read
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+    return model, checkpoint | {"arch": arch, "num_classes": num_classes, "state_dict": model.state_dict()}

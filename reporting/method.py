@@ -30,7 +30,7 @@ def draw(run: FinishedRun) -> Figure:
     """
     settings = read_json(run.folder / "config.json")["settings"]
     n = settings["batch_size"]
-    if settings["dataset"] == "cifar100" and not dataset.cifar100_root(settings["data_root"]).exists():
+    if settings["dataset"] == "cifar100" and not dataset.cifar100_folder(settings["data_root"]).exists():
         raise FileNotFoundError(f"no images in {settings['data_root']}")  # a report downloads nothing
     data = dataset.load(
         settings["dataset"], settings["data_root"], "cpu", settings["train_limit"], settings["val_limit"]

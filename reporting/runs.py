@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from engine.files import read_json
-from engine.run import format_value
+from engine.run import ROOT, format_value
 from models import teacher_name
 from reporting import published
 
+BUNDLED = ROOT / "experiments" / "results"
 NUMBERS = ("best_acc", "last_acc", "teacher_queries", "train_seconds", "train_macs", "train_macs_usual")
 OPTIONAL = ("test_acc_best", "test_acc_last", "computation", "computation_usual")  # not in every result.json
 TEACHER_RECIPE = "epoch batch_size lr momentum weight_decay gamma milestones dataset train_limit holdout".split()
@@ -123,8 +124,7 @@ def find(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[str]]:
     """Read the runs in and below some folders, also behind links.
 
     Returns the runs, and a line about each folder that was passed over. A run that is found twice counts once. Of two
-    runs of the same settings and seed the one that lies higher counts, so that your own run is
-    preferred to a bundled one.
+    runs of the same settings and seed the first counts, and our bundled runs come last.
     """
     paths, passed_over, seen, runs = [], [], set(), {}
 
@@ -139,7 +139,7 @@ def find(folders: Iterable[Path]) -> tuple[list[FinishedRun], list[str]]:
             seen.add(os.path.realpath(folder))
             if {"config.json", "result.json"} & set(files):
                 paths.append(Path(folder))
-    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+    for path in sorted(paths, key=lambda path: (path.resolve().is_relative_to(BUNDLED), path)):
         try:
             run = FinishedRun(path)
         except Exception as e:  # files may hold anything; the other runs are shown

@@ -13,7 +13,6 @@ import teacher
 from engine.run import make_config
 from models import arch_from_name
 
-KD = "--strategy 0 --k 64 --b 64 --w 1000"
 PAIR = "student_v0.py --teacher-path experiments/teacher_vgg13 --student-arch vgg8"
 
 

@@ -1,39 +1,24 @@
 #!/usr/bin/env bash
 # A Slurm cluster of one node, this machine, for test_slurm.py: in a folder of its own, apart from any other Slurm here.
 #
-#   bash tests/slurm.sh start FOLDER     starts munged, slurmctld and slurmd; as root it installs them first (Debian)
+#   bash tests/slurm.sh start FOLDER     starts munged, slurmctld and slurmd
 #   export SLURM_CONF=FOLDER/slurm.conf  for sbatch, squeue and the others
 #   bash tests/slurm.sh stop FOLDER      ends them and their jobs
 #
 # Two tasks run at a time. What is submitted to the partition `high` preempts what runs in `low`, the default one.
-# Exits with code 3 and one line where Slurm is not installed and cannot be.
+# Exits with code 3 and one line where Slurm is not installed.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 folder=$2
-POLICY=/usr/sbin/policy-rc.d
 cannot() { echo "$1" >&2; exit 3; }
-
-install() {
-  [ "$(id -u)" = 0 ] || cannot "Slurm is not installed, and only root can install it"
-  command -v apt-get >/dev/null || cannot "Slurm is not installed, and there is no apt-get"
-  export DEBIAN_FRONTEND=noninteractive
-  if [ ! -e $POLICY ]; then # else the packages would start services, which are no part of this cluster
-    trap 'rm -f $POLICY' EXIT
-    printf '#!/bin/sh\nexit 101\n' >$POLICY
-    chmod 755 $POLICY
-  fi
-  for attempt in 1 2; do
-    apt-get install -y -qq --no-install-recommends slurm-wlm munge >"$folder/apt.log" 2>&1 && return
-    [ $attempt = 2 ] || apt-get update -qq >>"$folder/apt.log" 2>&1 || :
-  done
-  cannot "Slurm cannot be installed: $(tail -n 1 "$folder/apt.log")"
-}
 
 start() {
   local node port
   mkdir -p "$folder"/{ctld,d}
   chmod 700 "$folder"
-  for program in munged slurmctld slurmd sbatch; do command -v $program >/dev/null || { install && break; }; done
+  for program in munged slurmctld slurmd sbatch; do
+    command -v $program >/dev/null || cannot "there is no $program (on Debian: apt-get install slurm-wlm munge)"
+  done
   node=${HOSTNAME%%.*}
   port=$((20000 + RANDOM % 10000))
   head -c 1024 /dev/urandom >"$folder/key"
@@ -78,7 +63,7 @@ CONF
     sleep 0.2
   done
   tail -n 5 "$folder"/*.log >&2
-  cannot "Slurm was installed but has not come up"
+  cannot "Slurm has not come up"
 }
 
 stop() {

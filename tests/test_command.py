@@ -1,6 +1,5 @@
 """command/: the list of the published runs, how command.sh runs it, and which interpreter the scripts take."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from stand_in import make_machine, started_and_ended, write_program
 
 import student_v0
 import teacher
+from reporting import published
 
 SMALL_LR = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 OURS = ("ONLY", "SEEDS", "JOBS", "PYTHON", "CUDA_VISIBLE_DEVICES")
@@ -45,14 +45,8 @@ def machine(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the list
 
 
-def published():
-    (table,) = ROOT.glob("*/published.csv")
-    with table.open(newline="") as file:
-        return [(row["teacher"], row["student"]) for row in csv.DictReader(file)]
-
-
 def test_every_published_run_is_listed():
-    pairs = published()
+    pairs = list(published.pairs())
     teachers = [parsed(line) for line in listed("teachers")]
     students = [parsed(line) for line in listed("students")]
     assert listed() == listed("teachers") + listed("students")
@@ -166,21 +160,24 @@ def most_at_once(notes):
 
 
 @pytest.mark.parametrize(
-    "visible, gpus",
+    "installed, visible, used",
     [
-        ({}, ["0", "1"]),
-        ({"CUDA_VISIBLE_DEVICES": "4,GPU-1a"}, ["4", "GPU-1a"]),
-        ({"CUDA_VISIBLE_DEVICES": "7"}, ["7"]),
-        ({"CUDA_VISIBLE_DEVICES": ""}, [""]),
+        (0, {}, ["none"]),
+        (1, {}, ["0"]),
+        (3, {}, ["0", "1"]),
+        (1, {"CUDA_VISIBLE_DEVICES": "4,GPU-1a"}, ["4", "GPU-1a"]),
+        (1, {"CUDA_VISIBLE_DEVICES": ""}, [""]),
     ],
 )
-def test_two_jobs_run_at_a_time_teachers_first(machine, visible, gpus):
+def test_two_jobs_run_at_a_time_teachers_first(machine, installed, visible, used):
     os.mkfifo(machine / "meeting")
+    write_program(machine / "bin" / "nvidia-smi", f"#!/bin/sh\nseq 0 {installed - 1}\n")
     chosen = {"root": machine, "ONLY": "vgg13:vgg8 vgg16:vgg8", "SEEDS": "0 1"}
-    command(JOBS="2", PYTHON=str(machine / "python"), **chosen, **visible)
+    path = f"{machine / 'bin'}:{os.environ['PATH']}"
+    command(JOBS="2", PYTHON=str(machine / "python"), PATH=path, **chosen, **visible)
     notes = started_and_ended(machine)
     assert most_at_once(notes) == 2
-    assert sorted({gpu for what, gpu, _ in notes if what == "start"}) == gpus
+    assert sorted({gpu for what, gpu, _ in notes if what == "start"}) == used
     order = [line for what, _, line in notes if what == "end"]
     teachers = listed("teachers", **chosen)
     assert sorted(order) == sorted(listed(**chosen)) and sorted(order[: len(teachers)]) == sorted(teachers)

@@ -24,7 +24,10 @@ def to_meta(*owners):
                 setattr(owner, name, value.to(META))
 
 
-@pytest.mark.parametrize("flags", ["", KD, "--other-distill AT", "--other-distill SP", "--ce-weight 1", "teacher"])
+@pytest.mark.parametrize(
+    "flags",
+    ["", KD, "--strategy 1", "--strategy 2", "--other-distill AT", "--other-distill SP", "--ce-weight 1", "teacher"],
+)
 def test_a_step_never_asks_the_device_for_a_value(trained_teacher, flags):
     if flags == "teacher":
         args = teacher.make_parser().parse_args(["--arch", "resnet8"])

@@ -1,4 +1,4 @@
-"""dataset.py: augmentation against torchvision's, batches, splits, and data that is not there."""
+"""dataset.py: augmentation against torchvision's, batches, splits, and CIFAR-100, which may be missing."""
 
 import errno
 import fcntl
@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torchvision.datasets import CIFAR100
 from torchvision.transforms import functional
@@ -100,7 +101,18 @@ def test_synthetic_images_are_always_the_same():
     assert (synthetic(100, "test")[0] != images[:100]).any()
 
 
-# ------------------------------------------------------------------------------------------------ missing CIFAR-100
+# --------------------------------------------------------------------------------------------------------- CIFAR-100
+
+
+@pytest.mark.skipif(not (ROOT / "data" / "cifar-100-python").exists(), reason="CIFAR-100 is not in data/")
+def test_cifar100():
+    (train_images, train_labels), (test_images, test_labels) = dataset.cifar100(ROOT / "data")
+    assert train_images.shape == (50_000, 32, 32, 3) and test_images.shape == (10_000, 32, 32, 3)
+    assert sorted(set(train_labels.tolist())) == list(range(100)) and len(test_labels) == 10_000
+    pixels = train_images.reshape(-1, 3) / 255
+    assert pixels.mean(0) == pytest.approx(dataset.MEAN, abs=1e-4)
+    # what the field uses for red differs from the pixels in the fourth digit
+    assert pixels.std(0) == pytest.approx(dataset.STD, abs=2e-4)
 
 
 @pytest.mark.parametrize("state, files", {"missing": [], "incomplete, altered": ["train", "test", "meta"]}.items())

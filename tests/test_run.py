@@ -33,7 +33,7 @@ def config_of(program, *flags):
     more = {"kind": "teacher", "arch": "resnet8", "identity": {}}
     args = parser.parse_args(words)
     if program is student_v0:
-        file = args.teacher_path / "ckpt" / "best.pth"
+        file = args.teacher_path / "ckpt" / f"{args.teacher_ckpt}.pth"
         more |= {"teacher_arch": "resnet32x4", "teacher_file": str(file), "teacher_sha256": "of the file"}
     return args, make_config(parser, args, words, CPU, "fp32", **more)
 
@@ -309,6 +309,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_trained(tmp_path):
     train(tmp_path / "run", [1, 2])
     with pytest.raises(RunError, match=r"another process has worked in .* meanwhile; give the command again"), slow:
         pass
+    lock(tmp_path / "run").close()
     assert run_in(tmp_path / "run").result
 
 

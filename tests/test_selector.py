@@ -82,15 +82,6 @@ def test_selector_follows_the_formula(strategy, n, k, b, w):
     assert len(selection.images) < n or selection.mask.max() < 0.08
 
 
-@pytest.mark.parametrize("strategy", range(4))
-def test_selector_never_asks_the_device_for_a_value(strategy):
-    """Tensors of the meta device have no values: anything that would read one on the host raises."""
-    images, logits, lam, partner = (tensor.to("meta") for tensor in batch(64))
-    scores = uncertainty(logits, strategy) if strategy else None
-    selection = Selector(strategy=strategy)(images, scores, lam, partner)
-    assert selection.images.shape == (48, 3, 4, 4) and selection.images.device.type == "meta"
-
-
 def test_draw_mixing():
     lam, partner = draw_mixing(64 * 200 + 16, 64, np.random.default_rng(3))
     assert lam.shape == (201,) and lam.dtype == torch.float32 and partner.shape == (12816,)

@@ -12,7 +12,7 @@ import dataset
 import engine.fit
 import teacher
 from engine.device import Precision
-from engine.fit import final_test, format_duration
+from engine.fit import final_test
 from engine.meters import Evaluator
 from engine.trainer import learning_rate
 from models import load_model, model_dict
@@ -116,7 +116,3 @@ def test_the_best_weights_are_tested_as_such(trained_teacher):
     assert final_test(run, trainer) == expected
     trainer.data.test = None
     assert final_test(run, trainer) == {}
-
-
-def test_format_duration():
-    assert format_duration(3725.4) == "1:02:05"

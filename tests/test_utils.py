@@ -1,6 +1,5 @@
 """utils.py: the flags' types, and how a program ends."""
 
-import argparse
 import os
 import signal
 import subprocess
@@ -15,17 +14,7 @@ from conftest import ROOT
 import student_v0
 import teacher
 import utils
-from utils import bounded, run_main
-
-
-def test_bounded():
-    convert = bounded(float, 0, below=1)
-    assert convert("0") == 0 and convert("0.5") == 0.5
-    for text in ("1", "-0.1", "nan", "inf", "x", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match=r"must be a number at least 0 and below 1, not '"):
-            convert(text)
-    with pytest.raises(argparse.ArgumentTypeError, match="a whole number at least 1"):
-        bounded(int, 1)("2.5")
+from utils import run_main
 
 
 @pytest.mark.parametrize("flags", ["--epoch 60", "--epoch 150", "--epoch 151", "--epoch 60 --milestones", ""])
