@@ -1,11 +1,10 @@
-"""Distill a student from a trained teacher, each batch reduced by uncertainty-aware mixup (UNIX, arXiv 2012.09413).
+"""Distill a student from a trained teacher. Uncertainty-aware mixup (UNIX, arXiv 2012.09413) reduces each batch.
 
     python student_v0.py --teacher-path ./experiments/teacher_wrn_40_2/ --student-arch wrn_16_2
     python student_v0.py --teacher-path ... --student-arch ... --strategy 0 --k 64 --b 64 --w 1000    ordinary KD
 
-Writes experiments/v0_student_<student>_teacher_<teacher>-<ckpt>_strategy..., see engine/run.py, and there counter.npy,
-(epochs, images) uint8: whether each training image was among the b most uncertain of its batch in an epoch (not with
-strategy 0, which scores nothing). The same command, given again, resumes an interrupted run.
+Writes the folder experiments/v0_student_<student>_teacher_<teacher>-<ckpt>_strategy..., whose files
+experiments/README.md lists. The same command, given again, resumes an interrupted run.
 """
 
 import io
@@ -47,7 +46,7 @@ def make_parser() -> Parser:
     add("--teacher-ckpt", default="best", metavar="WORD",
         help="the checkpoint of the folder whose name holds this word, such as best, last or 240")
     add("--teacher-arch", choices=model_dict, metavar="NAME",
-        help="for a teacher whose checkpoint and folder do not say it, or one that is itself a distilled student")
+        help="the teacher's network, if neither checkpoint nor folder names it, or if it is a distilled student")
     add("--student-arch", choices=model_dict, default="resnet8x4", metavar="NAME", help=", ".join(model_dict))
 
     add = parser.add_argument_group("method (the defaults are those of the published runs)").add_argument
@@ -67,7 +66,7 @@ def make_parser() -> Parser:
     add_shared_flags(parser)
     parser.add_argument("--teacher-cache", action="store_true",
         help="an extension: store the teacher's logits of every crop and flip of an image in a file beside the teacher "
-        "(up to 1.6 GB), so that it is asked only once; needs unmixed images, so --b as --batch-size and --w 1000")
+        "(up to 1.6 GB), so that each is computed once; needs --b as --batch-size and --w 1000, which mix nothing")
     parser.add_argument("--compile", action="store_true",
         help="compile the teacher and the scoring, which takes a minute and then saves 4 to 10 %% of a step on a CPU")
     # fmt: on

@@ -74,7 +74,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     add("--gamma", type=bounded(float, 1e-12, 1), default=0.1,
         help="factor by which the learning rate is multiplied at each milestone")
     add("--milestones", type=bounded(int, 1, MAX_INT), nargs="*", default=[150, 180, 210], metavar="EPOCH",
-        help="epochs after which the learning rate drops; with none given it never drops")
+        help="epochs after which the learning rate drops; --milestones without a number keeps it constant")
     add("--seed", type=bounded(int, 0, 2**63 - 1), default=0,
         help="seed of initial weights, order, augmentation, mixing and --holdout")
 

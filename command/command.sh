@@ -9,7 +9,7 @@
 #   ONLY="wrn_40_2" SEEDS="0 1 2 3" bash command/command.sh    takes only pairs with this network, and four seeds
 #   ONLY="vgg13:vgg8 ResNet50:vgg8" bash command/command.sh    takes only these pairs
 #
-# The part below the list says the rest.
+# More is explained below the list.
 
 # Six teachers.
 TEACHERS='
@@ -33,7 +33,7 @@ python teacher.py --arch resnet20 --lr 0.05 --seed 0
 python teacher.py --arch resnet8x4 --lr 0.05 --seed 0
 '
 
-# For each of the 12 pairs KD, which is --strategy 0, and UNIX, which is --strategy 3.
+# For each of the 12 pairs KD (--strategy 0 --k 64 --b 64 --w 1000) and UNIX (--strategy 3).
 STUDENTS='
 python student_v0.py --teacher-path ./experiments/teacher_vgg13/ --student-arch MobileNetV2 --lr 0.01 --seed 0 --strategy 0 --k 64 --b 64 --w 1000
 python student_v0.py --teacher-path ./experiments/teacher_vgg13/ --student-arch MobileNetV2 --lr 0.01 --seed 0 --strategy 3 --k 48 --b 32 --w 10
@@ -61,8 +61,8 @@ python student_v0.py --teacher-path ./experiments/teacher_vgg16/ --student-arch 
 python student_v0.py --teacher-path ./experiments/teacher_vgg16/ --student-arch vgg8 --lr 0.05 --seed 0 --strategy 3 --k 48 --b 32 --w 10
 '
 
-# Every command but a teacher's runs once for each of SEEDS, which takes the place of the 0 after --seed. A teacher that
-# you have downloaded to experiments/teacher_NAME/ckpt/best.pth is used as it is and not trained.
+# Each command that has --seed 0 runs once for each of SEEDS, with that seed in place of the 0. A teacher that you have
+# downloaded to experiments/teacher_NAME/ckpt/best.pth is used as it is and not trained.
 #
 # The students start when all runs that need no teacher have ended. Each run writes a log to experiments/logs/. If a run
 # fails, the others still run, and the script names it at the end. It does not start the students of an unfinished
