@@ -4,7 +4,8 @@
     python teacher.py --arch resnet20 --epoch 3 --milestones 2          a quick look
     python teacher.py --arch resnet20 --dataset synthetic --epoch 3     without any files
 
-Writes the folder experiments/teacher_<arch>/, whose files experiments/README.md lists. The same command, given again, resumes an interrupted run.
+Writes the folder experiments/teacher_<arch>/, whose files experiments/README.md lists. The same command, given again,
+resumes an interrupted run.
 """
 
 import sys
