@@ -7,9 +7,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 from conftest import ROOT
-from finished_runs import KD, PAIR, make_run
+from finished_runs import PAIR, make_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from small_runs import distil
+from small_runs import KD, distil
 
 import dataset
 import report

@@ -12,7 +12,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from finished_runs import KD, PAIR, make_run
+from finished_runs import PAIR, make_run
+from small_runs import KD
 
 import report
 from reporting import groups, published, runs
