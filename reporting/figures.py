@@ -79,7 +79,8 @@ def draw_fit(tables: list[Table]) -> Figure | None:
             unix = rows.get(("UNIX", epochs))
             if line == "KD" and unix:
                 difference = unix.mean("best_acc") - kd.mean("best_acc")
-                points[f"{table.title}, {epochs} epochs"] = kd.mean("train_acc"), difference
+                label = dict.fromkeys([*table.title.split(", "), f"{epochs} epochs"])  # the title may say it already
+                points[", ".join(label)] = kd.mean("train_acc"), difference
     if not points:
         return None
     figure = Figure(figsize=(8, 4), layout="constrained")

@@ -91,17 +91,20 @@ def test_frontier_joins_numbers_of_epochs(tmp_path):
 
 
 def test_fit_compares_unix_with_kd_of_as_many_epochs(tmp_path):
+    short = PAIR.replace("student-arch vgg8", "student-arch vgg11") + " --epoch 60 --milestones 38"
     lines = {
         f"{PAIR} {KD}": (2, 72), f"{PAIR} {KD} --seed 1": (2, 74), PAIR: (2, 71), f"{PAIR} --seed 1": (2, 72.5),
         f"{PAIR} --epoch 60 --milestones 38": (4, 70), f"{PAIR} {KD} --epoch 60 --milestones 38": (4, 69),
         f"{PAIR} --epoch 45 --milestones 38": (4, 50), f"{PAIR} --score-every 5": (2, 50),
+        f"{short} {KD}": (2, 60), short: (2, 59),
     }  # fmt: skip
     for i, (line, (epochs, accuracy)) in enumerate(lines.items()):
         make_run(tmp_path / f"{i}", line, epochs=epochs, best_acc=accuracy)
     (axis,) = figures.draw_fit(groups.make_tables(runs.find([tmp_path])[0])).axes
     shown = points(axis)
     assert shown.pop("vgg13 → vgg8, 240 epochs") == ([70.5], [-1.25])  # of KD's two seeds, and the difference of means
-    assert shown.pop("vgg13 → vgg8, 60 epochs") == ([75], [1]) and not shown
+    assert shown.pop("vgg13 → vgg8, 60 epochs") == ([75], [1])
+    assert shown.pop("vgg13 → vgg11, 60 epochs") == ([70], [-1]) and not shown  # the table's title says the epochs
 
 
 def test_curves_show_the_mean_over_the_seeds(tmp_path):
