@@ -124,8 +124,11 @@ class Selector(NamedTuple):
 
         images: (n, ...) floating, n <= batch_size, in random order. scores: (n,), the student's uncertainty of each;
         strategy 0 ignores it. lam: (), the batch's lambda. partner: (n,) int64, a random permutation of the batch.
+        Raises ValueError for more than batch_size images, since k and b are numbers of a batch of that size.
         """
         n = len(images)
+        if n > self.batch_size:
+            raise ValueError(f"{n} images are more than the selector's batch_size {self.batch_size}")
         if self.needs_scores:
             order = scores.argsort(descending=True, stable=True)
         else:

@@ -44,9 +44,9 @@ def make_parser() -> Parser:
     add("--teacher-path", type=as_path, default=Path("experiments/teacher_resnet32x4"), metavar="PATH",
         help="the teacher's folder, which has ckpt/ in it, or its checkpoint")
     add("--teacher-ckpt", default="best", metavar="WORD",
-        help="the checkpoint of the folder whose name holds this word, such as best, last or 240")
+        help="a word in the name of the checkpoint's file, such as best, last or 240")
     add("--teacher-arch", choices=model_dict, metavar="NAME",
-        help="the teacher's network, if neither checkpoint nor folder names it, or if it is a distilled student")
+        help="the teacher's network; needed if neither checkpoint nor folder names it, or for a distilled student")
     add("--student-arch", choices=model_dict, default="resnet8x4", metavar="NAME", help=", ".join(model_dict))
 
     add = parser.add_argument_group("method (the defaults are those of the published runs)").add_argument
@@ -66,7 +66,7 @@ def make_parser() -> Parser:
     add_shared_flags(parser)
     parser.add_argument("--teacher-cache", action="store_true",
         help="an extension: store the teacher's logits of every crop and flip of an image in a file beside the teacher "
-        "(up to 1.6 GB), so that each is computed once; needs --b as --batch-size and --w 1000, which mix nothing")
+        "(up to 1.6 GB), so that each is computed once; nothing may be mixed: give the batch size as --b, and --w 1000")
     parser.add_argument("--compile", action="store_true",
         help="compile the teacher and the scoring, which takes a minute and then saves 4 to 10 %% of a step on a CPU")
     # fmt: on
@@ -297,9 +297,12 @@ def main(argv: list[str] | None = None) -> None:
     teacher_loss, teacher_acc, _ = Evaluator(teacher, data.val, precision)()
     print(f"teacher {checkpoint['arch']} ({path}): {teacher_acc:.2f} % on the validation images")
     if not math.isfinite(teacher_loss):
-        raise RunError(f"{path}: the teacher's logits are not finite on the validation images; take another checkpoint")
+        raise RunError(
+            f"{path}: the teacher's logits are not finite in {precision.name} on the validation images; "
+            "try --precision fp32, or take another checkpoint"
+        )
     if args.holdout and not same_split(args, checkpoint.get("settings")):
-        print("warning: the teacher was not trained with the same --holdout, --seed and data, and may know our holdout")
+        print("warning: the teacher had another --holdout, --seed or data, and may have learned the images held out")
     folder = path.parent.parent
     if (folder / "config.json").exists() and not (folder / "result.json").exists():
         print(f"warning: the teacher's training is not finished; {path.name} is of epoch {checkpoint.get('epoch')}")

@@ -111,7 +111,7 @@ def check_shared_flags(parser: argparse.ArgumentParser, args: argparse.Namespace
     if milestones != sorted(set(milestones)):
         parser.error(f"argument --milestones: must rise, not {' '.join(map(str, milestones))}")
     if milestones != parser.get_default("milestones") and any(m >= args.epoch for m in milestones):
-        parser.error(f"argument --milestones: {milestones[-1]} never comes within --epoch {args.epoch}")
+        parser.error(f"argument --milestones: {milestones[-1]} is not below --epoch {args.epoch}")
     if args.lr * args.gamma ** len(milestones) < 1e-12:
         parser.error("argument --gamma: the learning rate falls below 1e-12 at the milestones")
     train_size = args.train_limit or TRAIN_SIZE

@@ -177,7 +177,8 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self.lock.close()
         if isinstance(error, KeyboardInterrupt):
-            error.args = (f"after epoch {self.epoch}" if self.rows else "from the start",)
+            without = "without --fresh " if self.fresh else ""
+            error.args = (without + (f"after epoch {self.epoch}" if self.rows else "from the start"),)
 
     @property
     def epoch(self) -> int:
@@ -298,7 +299,9 @@ class Run:
         before = self.config["versions"][0]
         now = self.config["versions"][-1]
         changes = [
-            f"{name} {before[name]} is now {now[name]}" for name in now if before.get(name, now[name]) != now[name]
+            f"{name} {before[name]} is now {now[name]}"
+            for name in now
+            if name != "commit" and before.get(name, now[name]) != now[name]  # "code" is a hash of what computes
         ]
         if changes:
             print(f"note: since this run began, {', '.join(changes)}; --fresh trains anew")

@@ -29,7 +29,7 @@ COLUMNS = {  # of a printed table: (title, format)
 def values(table: Table, row: Row) -> dict[str, str | float]:
     """The columns of report.csv: the mean of each number and, as "..._std", its spread; nan where there is none.
 
-    A row is compared with KD of as many epochs and of the same teacher, which the teacher's cache did not make cheaper.
+    A row is compared with KD of the same teacher and as many epochs, run without --teacher-cache.
     """
     kds = [kd for kd in table.rows if kd.first.method == "KD" and "teacher_cache" not in kd.first.deviations]
     kds = [kd for kd in kds if kd.first.epochs == row.first.epochs]

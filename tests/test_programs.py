@@ -245,7 +245,7 @@ def test_what_scoring_every_second_epoch_leaves(trained_teacher, tmp_path, capsy
 def test_holdout(trained_teacher, tmp_path, capsys):
     folder = distil(trained_teacher, tmp_path, "--holdout 100")
     assert {"test_acc_best", "test_acc_last"} <= set(result(folder))
-    assert "warning: the teacher was not trained with the same --holdout" in capsys.readouterr().out
+    assert "warning: the teacher had another --holdout" in capsys.readouterr().out
     counter = np.load(folder / "counter.npy")
     assert counter.shape == (2, 640) and ((counter.sum(0) == 0).sum()) >= 100
 
@@ -343,7 +343,7 @@ def test_teachers_that_do_not_fit(trained_teacher, tmp_path):
     with pytest.raises(CheckpointError, match="10 classes, but synthetic has 100"):
         distil(saved(model_dict["resnet8"](num_classes=10).state_dict()), tmp_path)
     overflowing = {**weights(trained_teacher, "best"), "fc.weight": torch.full((100, 64), 3e38)}
-    with pytest.raises(RunError, match=r"best\.pth: the teacher's logits are not finite"):
+    with pytest.raises(RunError, match=r"best\.pth: the teacher's logits are not finite in fp32 .* try --precision"):
         distil(saved(overflowing), tmp_path)
     with pytest.raises(CheckpointError, match=r"nowhere.ckpt: no such folder.*\(see --teacher-path, --teacher-ckpt"):
         distil(tmp_path / "nowhere", tmp_path)

@@ -16,6 +16,8 @@ from finished_runs import PAIR, make_run
 from small_runs import KD
 
 import report
+import student_v0
+import teacher
 from reporting import groups, published, runs
 from reporting.tables import values, write_csv, write_page
 
@@ -110,6 +112,9 @@ def test_bundled_results(capsys):
     results = ROOT / "experiments" / "results"
     shown = [run.folder.name for table in tables_of(results) for row in table.rows for run in row.runs]
     assert sorted(shown) == sorted(path.name for path in results.iterdir())
+    for run in runs.find([results])[0]:
+        program, *flags = shlex.split(run.command)
+        {"teacher.py": teacher, "student_v0.py": student_v0}[program].make_parser().parse_args(flags)
     report.main([str(results)])
     out, err = capsys.readouterr()
     (table,) = [block for block in out.split("## ") if block.startswith("resnet20 → resnet8\n")]

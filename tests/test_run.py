@@ -190,15 +190,23 @@ def test_a_resumed_run_keeps_its_precision_and_lists_devices_and_versions(tmp_pa
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_code_is_noted(tmp_path, capsys, finished):
-    train(tmp_path / "run", [1, 2] if finished else [1], finish=finished)
-    now = {**config(), "versions": [{"commit": "b"}]}
+    before, now = ({**config(), "versions": [{"code": version, "commit": version}]} for version in "ab")
+    train(tmp_path / "run", [1, 2] if finished else [1], before, finish=finished)
     run = run_in(tmp_path / "run", now)
     if finished:
         run.summarize()
     else:
         with run:
             run.restore(Trained())
-    assert "note: since this run began, commit a is now b; --fresh trains anew\n" in capsys.readouterr().out
+    assert "note: since this run began, code a is now b; --fresh trains anew\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fresh, goes_on", [(False, "after epoch 1"), (True, "without --fresh from the start")])
+def test_a_stopped_run_says_how_it_goes_on(tmp_path, fresh, goes_on):
+    train(tmp_path / "run", [1], finish=False)
+    with pytest.raises(KeyboardInterrupt, match=f"^{goes_on}$"), run_in(tmp_path / "run", fresh=fresh) as run:
+        run.restore(Trained())
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("flags", ["", "--epoch 60 --milestones 38 45 53 --seed 1"])
@@ -210,7 +218,7 @@ def test_a_finished_run_of_an_earlier_version_is_summarized(tmp_path, capsys, fl
     best = json.loads((tmp_path / folder / "result.json").read_text())["best_acc"]
     teacher.main([*words, "--experiments", str(tmp_path)])
     out = capsys.readouterr().out
-    assert f"{folder}: best {best:.2f} %" in out and "note: since this run began" in out
+    assert f"{folder}: best {best:.2f} %" in out and "best.pth is missing" in out
 
 
 # ------------------------------------------------------------------------------------------------------ what it leaves

@@ -50,6 +50,12 @@ def test_a_strategy_without_scores():
         uncertainty(torch.zeros(2, 3), 0)
 
 
+def test_a_batch_that_is_too_large():
+    images, _, lam, partner = batch(65)
+    with pytest.raises(ValueError, match="65 images are more than the selector's batch_size 64"):
+        Selector(strategy=0)(images, None, lam, partner)
+
+
 def batch(n, seed=0):
     """images, logits, lam, partner of a batch of n."""
     generator = torch.Generator().manual_seed(seed)
