@@ -57,7 +57,7 @@ def test_learning_happens(tmp_path, capsys):
     for method in ("--k 24 --b 16", "--strategy 0 --k 32 --b 32 --w 1000"):
         student = distil(folder, tmp_path / method, flags, method)
         assert result(student)["last_acc"] > 4
-        assert result(student)["teacher_acc"] == pytest.approx(teacher_acc, abs=0.2)  # rounding of bf16
+        assert result(student)["teacher_acc"] == pytest.approx(teacher_acc, abs=0.6)  # rounding of bf16
         losses = [float(row["train/loss"]) for row in metrics(student)]
         assert losses == sorted(losses, reverse=True)
     assert f"{teacher_acc:.2f} % on the validation images" in capsys.readouterr().out
