@@ -90,25 +90,29 @@ def make_table(title: str, groups: list[tuple[str, list[FinishedRun]]]) -> Table
 
 
 def make_tables(runs: Iterable[FinishedRun]) -> list[Table]:
-    """A table for each pair and data, and for each network that belongs to no pair.
+    """A table for each pair and data, and for each network and data that belong to no pair.
 
-    A network that was trained alone stands in every table of a pair that it belongs to.
+    A network that was trained alone stands in the tables of the pairs in which it is the student, and in those whose
+    students learned from it.
     """
-    groups = {}
+    groups, teachers = {}, {}
     for run in sorted(runs, key=lambda run: (METHODS.index(run.method), len(run.deviations), run.settings, run.seed)):
         groups.setdefault(run.settings, []).append(run)
-    firsts = [group[0] for group in groups.values()]
-    pairs = dict.fromkeys((run.teacher, run.network, run.data) for run in firsts if run.teacher)
-    in_pairs = {(network, data) for *networks, data in pairs for network in networks}
-    left = dict.fromkeys((None, run.network, run.data) for run in firsts if (run.network, run.data) not in in_pairs)
+        if run.teacher:
+            teachers.setdefault((run.teacher, run.network, run.data), []).append(run.teacher_settings)
     tables = []
-    for teacher, student, data in [*pairs, *left]:
-        members = (None, teacher), (None, student), (teacher, student)
+    for (teacher, student, data), teacher_settings in teachers.items():
         named = []
         for group in groups.values():
             run = group[0]
-            if run.data == data and (run.teacher, run.network) in members:
-                named.append((run.method if run.network == student else "teacher", group))
-        named.sort(key=lambda member: member[0] != "teacher")
-        tables.append(make_table(f"{teacher} → {student}" if teacher else f"{student} alone", named))
-    return tables
+            if run.data == data and run.network == student and run.teacher in (None, teacher):
+                named.append((run.method, group))
+            elif run.data == data and not run.teacher and any(member.given in teacher_settings for member in group):
+                named.insert(0, ("teacher", group))
+        tables.append(make_table(f"{teacher} → {student}", named))
+    in_tables = {row.first.settings for table in tables for row in table.rows}
+    left = {}
+    for settings, group in groups.items():
+        if settings not in in_tables:
+            left.setdefault((group[0].network, group[0].data), []).append((group[0].method, group))
+    return tables + [make_table(f"{network} alone", named) for (network, _), named in left.items()]

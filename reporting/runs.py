@@ -96,6 +96,8 @@ class FinishedRun:
         self.network = as_text(config["arch"])
         self.teacher = as_text(config["teacher_arch"]) if config["kind"] == "student" else None
         self.teacher_hash = as_text(config["teacher_sha256"]) if self.teacher else ""
+        self.given = dict(config["settings"])
+        self.teacher_settings = config.get("teacher_settings")  # what its teacher's run was given; None if downloaded
         self.method, of_method = method_of(settings) if self.teacher else ("alone", {})
         recipe = defaults | {"lr": published.learning_rate(self.network, defaults["lr"])} | of_method
         compared = settings.keys() & recipe.keys() - {"seed", "arch", "student_arch", "teacher_arch"}
@@ -106,8 +108,8 @@ class FinishedRun:
             label = label.removeprefix("teacher_") + ("" if checkpoint == "best" else f" {checkpoint}")
             if label != self.teacher:
                 self.deviations["teacher"] = label
-            own = config.get("teacher_settings")
-            if isinstance(own, dict):  # not a downloaded teacher
+            own = self.teacher_settings
+            if isinstance(own, dict):
                 changed = [flag for flag in TEACHER_RECIPE if as_text(own.get(flag)) != defaults[flag]]
                 as_published = as_published and not changed and checkpoint == "best"
         accuracy = published.accuracy(self.network, self.teacher, self.method)

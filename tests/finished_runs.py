@@ -46,3 +46,8 @@ def make_run(folder: Path, line: str, epochs: int = 2, images: int = 0, config: 
         counter = np.arange(epochs)[:, None] < np.arange(images) % (epochs + 1)
         np.save(folder / "counter.npy", counter.astype(np.uint8))
     return folder
+
+
+def settings_of(folder: Path) -> dict:
+    """What a run was given, as its students keep it."""
+    return json.loads((folder / "config.json").read_text())["settings"]

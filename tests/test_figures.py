@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from conftest import ROOT
-from finished_runs import PAIR, make_run
+from finished_runs import PAIR, make_run, settings_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small_runs import KD, distil
 
@@ -80,10 +80,12 @@ def test_frontier_joins_numbers_of_epochs(tmp_path):
     lines = {
         f"{PAIR} {KD} --epoch 60 --milestones 38": (60, 70), f"{PAIR} {KD} --epoch 45 --milestones 28": (45, 68),
         f"{PAIR} {KD} --epoch 45 --milestones 28 --seed 1": (47, 69), f"{PAIR} {KD}": (240, 72), PAIR: (200, 71),
-        f"{PAIR} {KD} --T 2": (240, 60), "teacher.py --arch vgg13": (999, 80),
+        f"{PAIR} {KD} --T 2": (240, 60),
     }  # fmt: skip
+    teacher = make_run(tmp_path / "teacher", "teacher.py --arch vgg13", train_macs=999e12, best_acc=80)
+    learned = {"teacher_settings": settings_of(teacher)}
     for i, (line, (cost, accuracy)) in enumerate(lines.items()):
-        make_run(tmp_path / f"{i}", line, train_macs=cost * 1e12, best_acc=accuracy)
+        make_run(tmp_path / f"{i}", line, config=learned, train_macs=cost * 1e12, best_acc=accuracy)
     (axis,) = axes_of(tmp_path, figures.frontier)
     expected = {"KD, by epochs": ([46, 60, 240], [68.5, 70, 72]), "KD, T 2": ([240], [60]), "UNIX": ([200], [71])}
     assert points(axis) == expected and axis.get_title() == "vgg13 → vgg8"

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from finished_runs import PAIR, make_run
+from finished_runs import PAIR, make_run, settings_of
 from small_runs import KD
 
 import report
@@ -33,14 +33,15 @@ HOSTILE = "<script>$\\bad{$ \x1b[31m\u202e\ud800\n{}"
 def folders(tmp_path):
     """A published pair: KD and UNIX of three seeds, the networks alone, and a run that is not finished."""
     root = tmp_path / "experiments"
+    make_run(root / "teacher", "teacher.py --arch vgg13 --seed 1", best_acc=75.0, train_macs=20e12)
+    learned = {"teacher_settings": settings_of(root / "teacher")}
     for seed in range(3):
         unix = {"train_macs": 8e12, "train_seconds": 90 + seed, "computation": 0.8, "computation_usual": 0.75}
         kd = {"train_macs": 10e12, "train_seconds": 120 + seed, "computation": 1, "computation_usual": 1}
-        best_acc = 73 + seed / 2
-        make_run(root / f"unix{seed}", f"{PAIR} --seed {seed}", teacher_queries=4800, best_acc=best_acc, **unix)
-        make_run(root / f"kd{seed}", f"{PAIR} --seed {seed} {KD}", teacher_queries=6400, best_acc=best_acc, **kd)
+        both = {"config": learned, "best_acc": 73 + seed / 2}
+        make_run(root / f"unix{seed}", f"{PAIR} --seed {seed}", teacher_queries=4800, **unix, **both)
+        make_run(root / f"kd{seed}", f"{PAIR} --seed {seed} {KD}", teacher_queries=6400, **kd, **both)
     make_run(root / "alone", "teacher.py --arch vgg8", train_macs=5e12)
-    make_run(root / "teacher", "teacher.py --arch vgg13", best_acc=75.0, train_macs=20e12)
     (make_run(root / "begun", f"{PAIR} --T 2") / "result.json").unlink()
     return root
 
@@ -174,6 +175,18 @@ def test_a_title_says_what_all_rows_share(tmp_path):
     }
 
 
+def test_a_network_is_called_the_teacher_only_beside_those_who_learned_from_it(folders):
+    pair = ["teacher", "alone", "KD", "UNIX"]
+    make_run(folders / "another", f"teacher.py --arch vgg13 {SHORT}")
+    assert names(folders) == {"vgg13 → vgg8": pair, "vgg13 alone, 60 epochs": ["alone"]}
+    make_run(folders / "seed0", "teacher.py --arch vgg13")  # the same row, though nobody learned from this seed
+    assert names(folders) == {"vgg13 → vgg8": pair, "vgg13 alone, 60 epochs": ["alone"]}
+    line = "student_v0.py --teacher-path x/unix0 --student-arch resnet8 --teacher-arch vgg8"
+    learned = {"teacher_arch": "vgg8", "teacher_settings": settings_of(folders / "unix0")}
+    make_run(folders / "next", line, config=learned)  # a distilled teacher has its own table
+    assert [found for title, found in names(folders).items() if title.startswith("vgg8 → resnet8")] == [["UNIX"]]
+
+
 def test_runs_of_other_teachers_or_milestones_are_other_rows(tmp_path):
     make_run(tmp_path / "e", PAIR.replace("teacher_vgg13", "teacher_vgg13_seed1"))
     make_run(tmp_path / "alone", "teacher.py --arch vgg8")
@@ -223,9 +236,7 @@ def test_a_published_figure_stands_only_beside_the_published_recipe(tmp_path, li
 
 
 def test_a_teacher_of_another_recipe_is_not_the_published_one(tmp_path):
-    own = json.loads((make_run(tmp_path / "teacher", "teacher.py --arch vgg13") / "config.json").read_text())[
-        "settings"
-    ]
+    own = settings_of(make_run(tmp_path / "teacher", "teacher.py --arch vgg13"))
     as_published = [own, own | {"seed": 3, "compile": "auto"}, None, ["of another project"]]
     for i, settings in enumerate([*as_published, own | {"epoch": 60}, own | {"train_limit": 9}]):
         run = runs.FinishedRun(make_run(tmp_path / f"{i}", PAIR, config={"teacher_settings": settings}))
