@@ -108,7 +108,8 @@ def make_tables(runs: Iterable[FinishedRun]) -> list[Table]:
             if run.data == data and run.network == student and run.teacher in (None, teacher):
                 named.append((run.method, group))
             elif run.data == data and not run.teacher and any(member.given in teacher_settings for member in group):
-                named.insert(0, ("teacher", group))
+                named.append(("teacher", group))
+        named.sort(key=lambda member: member[0] != "teacher")
         tables.append(make_table(f"{teacher} → {student}", named))
     in_tables = {row.first.settings for table in tables for row in table.rows}
     left = {}
